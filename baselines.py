@@ -1,0 +1,976 @@
+"""Single-agent baselines, and the plumbing that every script here shares.
+
+    python baselines.py --algo ppo --env Hopper-v4                     # a million steps, minutes on a laptop
+    python baselines.py --algo ppo --env Hopper-v4 --seeds 0 1 2 --jobs 2
+    python baselines.py --curves                                       # the learning curves of all such runs
+
+Part 1 is what is *not* the algorithms: command line, run folder, rollouts, advantages, evaluation, curves.
+A reader of an algorithm can take it on trust: each piece says in its first line what it does.
+Part 2 is PPO for one agent, written to be read on its own.
+
+PPO: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); equation numbers refer to it.
+
+    code                | paper            | shape
+    obs, actions        | s_t, a_t         | (N, obs), (N, act)
+    ratio               | r_t(theta)       | (N,)
+    advantages          | A_t              | (N,)
+    targets             | V_t^targ         | (N,)
+
+    L^CLIP = E[min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t)]                                        Eq. (7)
+    L^VF   = (V(s_t) - V_t^targ)^2                                                                     Eq. (9)
+    A_t    = sum_l (gamma gae_lambda)^l delta_{t+l},  delta_t = r_t + gamma V(s_{t+1}) - V(s_t)   Eq. (11), (12)
+
+You should know
+---------------
+* A time limit is not a death. When an episode is cut (by the limit, or because the batch is full), its future
+  is still worth V(last observation); only where the robot really fell is it worth nothing.
+* The observation normaliser is part of the policy, saved with it and frozen while a batch is in use, so that
+  the policy that collected the data is the policy in the ratio's denominator.
+* Rewards are divided by the running standard deviation of the discounted return, never shifted: shifting
+  would change which behaviour is best wherever episodes can end early.
+* Every random number comes from a generator keyed by (seed, agent, iteration). So a run needs no hidden state
+  to be resumed to the bit, and the number of threads cannot change it.
+"""
+
+import argparse
+import copy
+import csv
+import dataclasses
+import inspect
+import json
+import math
+import os
+import platform
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import types
+import typing
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+from torch import nn
+
+from randomised_envs import Domain, Parser, RandomisedEnv, check_eps, make_env, sample_domain
+
+# =========================================================================================================
+# Part 1: plumbing
+# =========================================================================================================
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------
+
+
+def fail(message: str, status: int = 2) -> typing.NoReturn:
+    """End the program with one line on stderr; status 2 is the caller's mistake."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def whole_number(text: str) -> int:
+    """int, but 2e6 and 2_000_000 are numbers too."""
+    value = float(text)
+    if value != int(value):
+        raise ValueError(text)
+    return int(value)
+
+
+def parse_args(Args: type, description: str):
+    """Fill the dataclass `Args` from the command line.
+
+    `steps: int = 4096  # of each agent` becomes `--steps`, with the comment as its help; a comment on a line of
+    its own begins a group. Booleans become `--flag/--no-flag`, Literals choices, tuples lists.
+    """
+    parser = group = Parser(description=description)
+    hints = typing.get_type_hints(Args)
+    for line in inspect.getsource(Args).splitlines():
+        if heading := re.fullmatch(r" +# (.+)", line):
+            group = parser.add_argument_group(heading[1])
+        elif field := re.fullmatch(r" +(\w+): .+? = .+?  # (.+)", line):
+            name, comment = field[1], field[2].replace("%", "%%")
+            kind, default, options = hints[name], getattr(Args, name), {}
+            if isinstance(kind, types.UnionType):  # float | None
+                kind = typing.get_args(kind)[0]
+            if kind is bool:
+                options["action"] = argparse.BooleanOptionalAction
+            elif typing.get_origin(kind) is Literal:
+                options["choices"] = typing.get_args(kind)
+            elif typing.get_origin(kind) is tuple:
+                options.update(nargs="*", type=whole_number if int in typing.get_args(kind) else float)
+            else:
+                options["type"] = whole_number if kind is int else kind
+            if kind is str:
+                options["metavar"] = name.upper()
+            group.add_argument("--" + name.replace("_", "-"), default=default, help=comment, **options)
+    values = vars(parser.parse_args())
+    return Args(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def run_seeds(seeds: tuple[int, ...], jobs: int):
+    """Run this very command once for each seed, `jobs` processes at a time, and pass on what they print."""
+    turns, failed = threading.Semaphore(jobs), []
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+
+    def run(seed):
+        with turns:
+            command = [sys.executable, *sys.argv, "--seeds", "--seed", str(seed), "--threads", str(threads)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+                for line in process.stdout:
+                    print(f"seed {seed} | {line}", end="", flush=True)
+            if process.returncode:
+                failed.append(process.returncode)
+
+    workers = [threading.Thread(target=run, args=(seed,)) for seed in seeds]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if failed:
+        raise SystemExit(max(failed))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Run folder: config.json, log.csv, eval.csv, checkpoint.pt, figure.png
+# ---------------------------------------------------------------------------------------------------------
+
+# Settings that may differ between a run and its continuation: they cannot change its result.
+FREE_SETTINGS = {"seeds", "jobs", "threads", "overwrite", "runs", "checkpoint_every", "figure", "curves", "watch", "gif"}
+# Settings in which runs of one figure may differ beside these: what it compares, and what makes no difference of kind.
+COMPARED = {"env", "method", "algo", "seed", "learning_rate", "device", "compile", "eval_domains", "evaluations"}
+
+
+def settings_of(args) -> dict:
+    """All settings as config.json holds them."""
+    return json.loads(json.dumps(dataclasses.asdict(args)))
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "gymnasium": gym.__version__,
+            "mujoco": mujoco.__version__, "numpy": np.__version__}  # fmt: skip
+
+
+class Run:
+    """A run's folder on disk. Opening it finds out whether the run is new, to be resumed or finished.
+
+    A checkpoint remembers how long log.csv and eval.csv were when it was written; opening cuts both back to that
+    length. So whatever a killed process wrote after its last checkpoint is gone, and is written again,
+    identically. Everything is written beside its target and renamed over it.
+    """
+
+    def __init__(self, args, script: str, method: str):
+        self.path = Path(args.runs) / f"{script}-{method}-{args.env}-eps{args.eps_tr:g}-seed{args.seed}"
+        self.config = {"script": script, "settings": settings_of(args), "versions": versions()}
+        self.state, self.iteration, self.finished, self.seconds = None, 0, False, 0.0
+        self.sizes = {"log.csv": 0, "eval.csv": 0}
+        if args.overwrite and (self.path / "config.json").exists():
+            shutil.rmtree(self.path)
+        if (self.path / "config.json").exists():
+            self._compare()
+            self._load()
+
+    def _compare(self):
+        try:
+            old = json.loads((self.path / "config.json").read_text())
+            before, now = old["settings"], self.config["settings"]
+        except (OSError, ValueError, KeyError):
+            fail(f"{self.path}/config.json is damaged: start anew with --overwrite, or choose another --runs folder")
+        changed = [name for name in now if name not in FREE_SETTINGS and before.get(name) != now[name]]
+        if changed:
+            differences = ", ".join(f"{name} was {before.get(name)}, is now {now[name]}" for name in changed)
+            fail(f"{self.path} holds a run with other settings ({differences}): --overwrite it or choose another --runs folder")
+        if old.get("versions") != self.config["versions"]:
+            print(f"note: {self.path} was begun with other versions of Python or packages; results may differ in the last bits")
+
+    def _load(self):
+        path = self.path / "checkpoint.pt"
+        if not path.exists():
+            return  # killed before its first checkpoint
+        try:
+            saved = torch.load(path, weights_only=True)
+            self.state, self.iteration, self.finished = saved["state"], saved["iteration"], saved["finished"]
+            self.seconds, self.sizes = saved["seconds"], saved["sizes"]
+        except Exception as error:  # torch.load has no common class for what a damaged file raises
+            fail(f"{path} is damaged ({type(error).__name__}): start anew with --overwrite, or put a good copy in its place")
+        for name, size in self.sizes.items():
+            if not (self.path / name).exists() or (self.path / name).stat().st_size < size:
+                fail(f"{self.path / name} is shorter than its checkpoint says: start anew with --overwrite")
+
+    def resume(self, parts: dict, steps_per_iteration: int) -> int:
+        """Make or reopen the folder, and put a checkpoint's state into `parts`; the number of iterations done.
+
+        Until here, nothing has been written.
+        """
+        if self.state:
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(self.state[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                fail(f"{self.path}/checkpoint.pt does not fit ({type(error).__name__}): start anew with --overwrite")
+            print(f"resuming {self.path} after {self.iteration * steps_per_iteration:,} steps")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / "config.json").exists():
+                self._replace("config.json", lambda path: path.write_text(json.dumps(self.config, indent=1) + "\n"))
+            self.files = {}
+            for name, size in self.sizes.items():
+                self.files[name] = open(self.path / name, "a", newline="")
+                self.files[name].truncate(size)
+        except OSError as error:
+            fail(f"cannot write to {self.path}: {error.strerror}")
+        self.began = time.perf_counter() - self.seconds
+        return self.iteration
+
+    def check_finite(self, step: int, agent: int, values: list[float], parameters: torch.Tensor):
+        """End the program, leaving the last good checkpoint, if a loss, a return or a weight is not a number."""
+        if not (np.all(np.isfinite(values)) and parameters.isfinite().all()):
+            fail(f"step {step}, agent {agent}: a loss, return or weight is not finite; {self.path} keeps its last checkpoint", 1)
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all the processes that took part."""
+        return time.perf_counter() - self.began
+
+    def write(self, name: str, rows: list[dict]):
+        """Append rows to log.csv or eval.csv."""
+        file = self.files[name]
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+
+    def save(self, parts: dict, iteration: int, finished: bool):
+        """Write a checkpoint of all `parts` (whatever has a state_dict): tensors and plain numbers only."""
+        self.sizes = {name: file.tell() for name, file in self.files.items()}
+        state = {name: part.state_dict() for name, part in parts.items()}
+        saved = {"state": state, "iteration": iteration, "finished": finished, "seconds": self.elapsed(), "sizes": self.sizes}
+        self._replace("checkpoint.pt", lambda path: torch.save(saved, path))
+
+    def _replace(self, name, write):
+        beside = self.path / f".{name}.new"
+        write(beside)
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, self.path / name)
+
+
+def read_csv(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a log.csv or eval.csv as float arrays, all of one length."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def find_runs(args, script: str) -> dict[tuple[str, str], list[Path]]:
+    """Finished runs of `script` below args.runs with the settings of `args`, by (environment, method), seeds in order.
+
+    Environment, method and seed may be any (see COMPARED). Says how many others it passed over.
+    """
+    wanted = {name: value for name, value in settings_of(args).items() if name not in FREE_SETTINGS | COMPARED}
+    found, others = {}, 0
+    for config in Path(args.runs).glob("**/config.json"):
+        try:
+            content = json.loads(config.read_text())
+            settings = content["settings"]
+            if content["script"] != script:
+                continue
+            same = all(settings.get(name) == value for name, value in wanted.items())
+            if same and torch.load(config.parent / "checkpoint.pt", weights_only=True)["finished"]:
+                key = settings["env"], settings.get("method") or settings["algo"]
+                found.setdefault(key, []).append((settings["seed"], config.parent))
+            else:
+                others += 1
+        except Exception:  # unfinished, damaged or not one of ours: a figure can do without it
+            others += 1
+    if others:
+        print(f"note: {others} runs below {args.runs}/ are unfinished or have other settings, and are left out")
+    return {key: [path for _, path in sorted(found[key])] for key in sorted(found)}
+
+
+class Progress:
+    """One line that says how far a run is: rewritten in a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, total_steps: int, step: int):
+        self.total, self.first, self.began, self.shown = total_steps, step, time.perf_counter(), -math.inf
+
+    def show(self, step: int, mean_return: float):
+        now = time.perf_counter()
+        last = step >= self.total
+        if not (sys.stdout.isatty() or last or now - self.shown > 10):
+            return
+        self.shown = now
+        rate = (step - self.first) / (now - self.began)
+        left = time.strftime("%H:%M:%S", time.gmtime((self.total - step) / rate))
+        line = f"{step:>11,} of {self.total:,} steps   return {mean_return:8.1f}   {rate:7,.0f} steps/s   {left} left"
+        if sys.stdout.isatty():
+            print("\r\x1b[K" + line, end="\n" if last else "", flush=True)
+        else:
+            print(line, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Torch: determinism, compilation, normalisation
+# ---------------------------------------------------------------------------------------------------------
+
+
+def set_up_torch(args):
+    """One thread (64-wide networks gain nothing from more), seeded, and the compiler tried once.
+
+    `args.device` is checked; `args.compile` becomes False, with a line that says so, where nothing can compile.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}")
+    if args.compile:
+        from torch import _dynamo, _inductor
+
+        _dynamo.config.trace_autograd_ops = True  # autograd.grad inside a full graph
+        _dynamo.config.recompile_limit = 64  # one graph for each number of peers
+        _inductor.config.compile_threads = 1  # no pool of processes for two small graphs
+        _inductor.config.cpp_wrapper = args.device == "cpu"  # a fifth less time for each call
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(1, device=args.device))
+        except Exception as error:  # no compiler, no Python headers, no Triton: each raises a class of its own
+            print(f"note: running without torch.compile, which failed here ({type(error).__name__}); about half the speed")
+            args.compile = False
+
+
+class RunningNorm(nn.Module):
+    """Running mean and variance over all data absorbed so far, and the map x -> (x - mean) / std, clipped.
+
+    The statistics are buffers: they are saved with the module, and change in `absorb` only.
+    """
+
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0):
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):  # (N, *shape) -> (N, *shape)
+        return ((x - self.mean.float()) / self.std().float()).clamp(-self.clip, self.clip)
+
+    def std(self):
+        return (self.var + 1e-8).sqrt()
+
+    def absorb(self, x: np.ndarray):
+        """Take the rows of x (N, *shape) into the statistics (parallel variance, Chan et al. 1979)."""
+        x = torch.as_tensor(x, dtype=torch.float64, device=self.mean.device)
+        mean, var, count = x.mean(0), x.var(0, correction=0), len(x)
+        total = self.count + count
+        delta = mean - self.mean
+        self.var.copy_((self.var * self.count + var * count + delta**2 * self.count * count / total) / total)
+        self.mean.add_(delta * count / total)
+        self.count.copy_(total)
+
+
+def one_vector(*modules: nn.Module) -> nn.Parameter:
+    """All parameters of the modules as one vector, of which each parameter becomes a view.
+
+    Adam then takes one step instead of one for each of a dozen small tensors: half the time.
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    pieces = vector.data.split([parameter.numel() for parameter in parameters])
+    for parameter, piece in zip(parameters, pieces):
+        parameter.data = piece.view_as(parameter)
+    return vector
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rollouts: numpy and threads, no torch
+# ---------------------------------------------------------------------------------------------------------
+
+
+def numpy_policy(actor: nn.Module):
+    """A copy of `actor.norm` and `actor.net` as a function obs (obs,) -> mean action (act,), in numpy.
+
+    For a single observation numpy takes 5 us where torch takes 20, and it does not change while it is used.
+    """
+    mean = actor.norm.mean.cpu().numpy().copy()
+    scale = 1 / actor.norm.std().cpu().numpy()
+    clip = actor.norm.clip
+    layers = []
+    for module in actor.net:
+        if isinstance(module, nn.Linear):
+            layers.append([module.weight.detach().cpu().numpy().copy(), module.bias.detach().cpu().numpy().copy(), None])
+        else:
+            layers[-1][2] = {nn.Tanh: np.tanh}[type(module)]
+
+    def policy(obs):
+        x = np.minimum(np.maximum((obs - mean) * scale, -clip), clip).astype(np.float32)
+        for weight, bias, activation in layers:
+            x = weight @ x
+            x += bias
+            if activation:
+                activation(x, x)
+        return x
+
+    return policy
+
+
+class Rollout(NamedTuple):
+    """T steps of one policy in one domain; episodes follow each other."""
+
+    obs: np.ndarray  # (T, obs) float32
+    actions: np.ndarray  # (T, act) float32, before clipping to the action space
+    rewards: np.ndarray  # (T,)
+    next_obs: np.ndarray  # (T, obs) float32, where an episode ends its last observation
+    terminated: np.ndarray  # (T,) bool: died
+    ends: np.ndarray  # (T,) bool: died, ran out of time, or last step of the rollout
+    returns: np.ndarray  # (E,) undiscounted returns of the finished episodes; of the unfinished one if there is none
+
+
+def rollout(env: RandomisedEnv, policy, std: np.ndarray, domain: Domain, steps: int, rng: np.random.Generator) -> Rollout:
+    """Act for `steps` steps in `domain` with actions policy(obs) + std * noise, from a fresh reset."""
+    low, high = env.action_space.low, env.action_space.high
+    actions = std * rng.standard_normal((steps, len(low)), dtype=np.float32)
+    obs = np.empty((steps, *env.observation_space.shape), np.float32)
+    next_obs, rewards = np.empty_like(obs), np.empty(steps)
+    terminated, ends = np.zeros(steps, bool), np.zeros(steps, bool)
+    returns, episode_return = [], 0.0
+
+    options = {"domain": domain}
+    now, _ = env.reset(seed=int(rng.integers(2**31)), options=options)
+    for t in range(steps):
+        obs[t] = now
+        actions[t] += policy(now)
+        now, reward, died, out_of_time, _ = env.step(np.minimum(np.maximum(actions[t], low), high))
+        next_obs[t], rewards[t] = now, reward
+        episode_return += reward
+        if died or out_of_time:
+            terminated[t], ends[t] = died, True
+            returns.append(episode_return)
+            episode_return = 0.0
+            now, _ = env.reset(options=options)
+    ends[-1] = True
+    return Rollout(obs, actions, rewards, next_obs, terminated, ends, np.array(returns or [episode_return]))
+
+
+def discounted_sums(rewards: np.ndarray, ends: np.ndarray, gamma: float) -> np.ndarray:
+    """At each step the discounted sum of the episode's rewards so far (T,); its spread is the scale of rewards."""
+    sums, running = np.empty(len(rewards)), 0.0
+    for t in range(len(rewards)):
+        running = gamma * running + rewards[t]
+        sums[t] = running
+        if ends[t]:
+            running = 0.0
+    return sums
+
+
+def gae(rewards, values, next_values, terminated, ends, gamma: float, gae_lambda: float) -> np.ndarray:
+    """Generalised advantage estimates (Schulman et al. 2016, eq. 16), shape (T,) like all arguments.
+
+    Where an episode ended (`ends`) the sum stops; where it ended by death (`terminated`) the future is worth
+    nothing, but where it was merely cut, by a time limit or the end of the batch, it is worth next_values.
+    """
+    deltas = rewards + gamma * next_values * ~terminated - values
+    advantages, running = np.empty(len(deltas)), 0.0
+    for t in reversed(range(len(deltas))):
+        running = deltas[t] + gamma * gae_lambda * running * (not ends[t])
+        advantages[t] = running
+    return advantages
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Evaluation in held-out domains
+# ---------------------------------------------------------------------------------------------------------
+
+HELD_OUT = 2**32 - 1  # no training run is keyed by it: seeds are smaller
+
+
+def held_out_domains(eps: float, number: int, hinges: int | None = None) -> list[Domain]:
+    """The test domains at strength eps: always the same ones, whoever asks."""
+    return [sample_domain(eps, np.random.default_rng([HELD_OUT, round(eps * 10_000), i]), hinges) for i in range(number)]
+
+
+def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int) -> float:
+    """Undiscounted return of one episode with mean actions."""
+    low, high = env.action_space.low, env.action_space.high
+    obs, _ = env.reset(seed=seed, options={"domain": domain})
+    total, over = 0.0, False
+    while not over:
+        obs, reward, died, out_of_time, _ = env.step(np.minimum(np.maximum(policy(obs), low), high))
+        total += float(reward)
+        over = died or out_of_time
+    return total
+
+
+def evaluate(envs: list[RandomisedEnv], policies: list, eps_te: tuple[float, ...], number: int, step: int) -> list[dict]:
+    """Every policy, mean action, one episode in each of `number` held-out domains for each eps: eval.csv's rows.
+
+    The jobs are shared out among the environments, one thread each; which one does which changes nothing.
+    """
+    domains = {eps: held_out_domains(eps, number, envs[0].position_draws) for eps in eps_te}
+    jobs = [(agent, eps, i) for agent in range(len(policies)) for eps in eps_te for i in range(number)]
+    free = queue.SimpleQueue()
+    for env in envs:
+        free.put(env)
+
+    def play(job):
+        agent, eps, i = job
+        env = free.get()
+        try:
+            value = episode_return(env, policies[agent], domains[eps][i], seed=i)
+        finally:
+            free.put(env)
+        return {"step": step, "agent": agent, "eps_te": eps, "domain": i, "return": value}
+
+    with ThreadPoolExecutor(len(envs)) as pool:
+        return list(pool.map(play, jobs))
+
+
+def check_args(args, domains: int):
+    """Refuse settings that cannot be meant, before anything is made. domains: how many share an iteration's steps."""
+    at_least_one = ("total_steps", "steps_per_iteration", "epochs", "minibatches", "eval_domains", "evaluations", "jobs", "checkpoint_every")
+    for name in at_least_one:
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} must be at least 1, but is {getattr(args, name)}")
+    for name in ("learning_rate", "clip", "max_grad_norm"):
+        if not 0 < getattr(args, name) < math.inf:
+            fail(f"--{name.replace('_', '-')} must be positive, but is {getattr(args, name)}")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(args, name) <= 1:
+            fail(f"--{name.replace('_', '-')} must lie in [0, 1], but is {getattr(args, name)}")
+    if args.steps_per_iteration % (domains * args.minibatches):
+        fail(f"--steps-per-iteration {args.steps_per_iteration} does not divide into {domains} x {args.minibatches} minibatches")
+    if args.steps_per_iteration // (domains * args.minibatches) < 2:
+        fail("a minibatch needs at least two steps: fewer --minibatches or more --steps-per-iteration")
+    if args.total_steps < args.steps_per_iteration:
+        fail(f"--total-steps {args.total_steps} is less than one iteration of {args.steps_per_iteration}")
+    if args.evaluations > args.total_steps // args.steps_per_iteration:
+        args.evaluations = args.total_steps // args.steps_per_iteration  # a short run cannot stop more often than it updates
+    if not args.eps_te:
+        fail("--eps-te needs at least one strength")
+    if min(args.seed, *args.seeds, 0) < 0 or max(args.seed, *args.seeds, 0) >= HELD_OUT:
+        fail(f"seeds must lie in [0, {HELD_OUT})")
+    if len(set(args.seeds)) < len(args.seeds):
+        fail("--seeds names a seed twice")
+    args.threads = args.threads or os.cpu_count() or 1
+    if args.threads < 0:
+        fail("--threads must not be negative")
+
+
+def make_envs(args, number: int, **kwargs) -> list[RandomisedEnv]:
+    """`number` environments of the kind that `args` names; whatever is wrong with it ends the program in one line."""
+    try:
+        check_eps(args.eps_tr)
+        for eps in args.eps_te:
+            check_eps(eps)
+        if args.xml_file:
+            kwargs["xml_file"] = os.path.abspath(args.xml_file)
+        envs = [make_env(args.env, args.eps_tr, args.init, **kwargs) for _ in range(number)]
+    except ValueError as error:
+        fail(str(error))
+    spaces = envs[0].action_space, envs[0].observation_space
+    if not all(isinstance(space, gym.spaces.Box) and len(space.shape) == 1 for space in spaces):
+        fail(f"{args.env} has actions {spaces[0]} and observations {spaces[1]}: both must be vectors")
+    return envs
+
+
+def print_table(evaluation: dict[str, np.ndarray]):
+    """Return by agent and eps_te at the last evaluation: mean over the held-out domains +- standard deviation."""
+    last = evaluation["step"] == evaluation["step"].max()
+    strengths = sorted(set(evaluation["eps_te"]))
+    print(f"\nreturn in held-out domains, mean action, mean +- standard deviation over domains, step {evaluation['step'].max():,.0f}")
+    print("eps_te " + "".join(f"{eps:>15g}" for eps in strengths))
+    for agent in sorted(set(evaluation["agent"])):
+        cells = []
+        for eps in strengths:
+            values = evaluation["return"][last & (evaluation["agent"] == agent) & (evaluation["eps_te"] == eps)]
+            cells.append(f"{values.mean():>8.0f} +-{values.std():>5.0f}")
+        print(f"agent {agent:.0f}" + "".join(cells))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Curves
+# ---------------------------------------------------------------------------------------------------------
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: safe for most eyes
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))  # and on a grey printer
+
+
+def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    """95 % percentile bootstrap interval of the mean over axis 0, of values (seeds, points): two arrays (points,)."""
+    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = np.percentile(values[picks].mean(1), (2.5, 97.5), axis=0)
+    return low, high
+
+
+def plot_interval(axis, x, values: np.ndarray, label: str, index: int, **style):
+    """Mean over seeds of values (seeds, points) as a line, its bootstrap interval as a band (if seeds > 1)."""
+    colour, line = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+    axis.plot(x, values.mean(0), color=colour, linestyle=line, label=label, **style)
+    if len(values) > 1:
+        axis.fill_between(x, *bootstrap(values), color=colour, alpha=0.2, linewidth=0)
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of the last `window` values at each point, of fewer at the beginning."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def training_curve(path: Path, points: np.ndarray, agent: int | None = None) -> np.ndarray:
+    """Training return at the given steps, smoothed over 20 iterations: of one agent, or the mean over agents.
+
+    Beyond the end of the run: nan.
+    """
+    log = read_csv(path / "log.csv")
+    agents = sorted(set(log["agent"])) if agent is None else [agent]
+    curves = []
+    for each in agents:
+        own = log["agent"] == each
+        curves.append(np.interp(points, log["step"][own], smooth(log["return"][own], 20), right=np.nan))
+    return np.mean(curves, axis=0)
+
+
+def new_figure(columns: int = 1, rows: int = 1):
+    """A matplotlib figure that needs no screen, and its axes as a flat list."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.9 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    return figure, list(axes.flat)
+
+
+def millions(axis):
+    """Label a horizontal axis of environment steps."""
+    from matplotlib.ticker import EngFormatter
+
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_xlabel("environment steps, all agents")
+
+
+def save_figure(figure, path: Path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}")
+
+
+def report(run: Run, title: str):
+    """What a run ends with: a table on the terminal and figure.png in its folder."""
+    print_table(read_csv(run.path / "eval.csv"))
+    draw_run(run.path, title)
+    print(f"\n{run.path}: config.json, log.csv, eval.csv, checkpoint.pt, figure.png")
+
+
+def draw_run(path: Path, title: str):
+    """figure.png of one run: each agent's learning curve, and its return against the strength of the test domains."""
+    log, evaluation = read_csv(path / "log.csv"), read_csv(path / "eval.csv")
+    figure, (left, right) = new_figure(columns=2)
+    points = np.unique(log["step"])
+    last = evaluation["step"] == evaluation["step"].max()
+    for index, agent in enumerate(sorted(set(log["agent"]))):
+        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+        left.plot(points, training_curve(path, points, agent), color=colour, linestyle=style, label=f"agent {agent:.0f}")
+        own = last & (evaluation["agent"] == agent)
+        strengths = np.unique(evaluation["eps_te"][own])
+        table = np.stack([evaluation["return"][own & (evaluation["eps_te"] == eps)] for eps in strengths], axis=1)
+        plot_interval(right, strengths, table, f"agent {agent:.0f}", index, marker="o", markersize=4)
+    millions(left)
+    left.set(ylabel="return", title="training domains, sampled actions")
+    right.set(xlabel="eps_te, strength of the randomisation", ylabel="return", title="held-out domains, mean action", ylim=(0, None))
+    if right.get_ylim()[1] <= 0 or evaluation["return"].min() < 0:
+        right.set_ylim(None, None)
+    for axis in (left, right):
+        axis.legend(loc="best")
+    figure.suptitle(f"{title}\nleft: mean of 20 iterations; right: band = 95 % bootstrap interval of the mean over domains", fontsize=10)
+    save_figure(figure, path / "figure.png")
+
+
+# =========================================================================================================
+# Part 2: algorithms for one agent
+# =========================================================================================================
+
+
+@dataclasses.dataclass
+class Args:
+    # what
+    algo: Literal["ppo"] = "ppo"  # the algorithm
+    env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment
+    xml_file: str = ""  # an MJCF file of your own in place of the environment's (v5 environments)
+    eps_tr: float = 0.0  # strength of the randomisation in training, in [0, 1]; a new domain for each iteration
+    init: Literal["root", "joints"] = "root"  # what randomisation moves as initial position
+
+    # PPO
+    total_steps: int = 1_000_000  # environment steps
+    steps_per_iteration: int = 2048  # environment steps between updates
+    learning_rate: float = 3e-4  # Adam's
+    epochs: int = 10  # passes over an iteration's data
+    minibatches: int = 32  # for each epoch
+    clip: float = 0.2  # of Eq. (7)
+    gamma: float = 0.99  # discount factor
+    gae_lambda: float = 0.95  # of Eq. (11)
+    max_grad_norm: float = 0.5  # gradients are scaled down to this norm
+
+    # evaluation
+    eps_te: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # strengths of the test domains
+    eval_domains: int = 10  # held-out domains for each strength, one episode in each
+    evaluations: int = 4  # evenly spaced over training, the last one at its end
+
+    # run
+    seed: int = 0  # of everything random
+    seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
+    jobs: int = 2  # how many of these at a time
+    threads: int = 0  # for evaluation; 0: one for each core
+    device: str = "cpu"  # of the networks: cpu or cuda
+    compile: bool = True  # compile the gradient computation where a C++ compiler is found
+    checkpoint_every: int = 20  # iterations between checkpoints
+    runs: str = "runs"  # folder of all runs
+    overwrite: bool = False  # start anew instead of resuming
+
+    # instead of training
+    curves: bool = False  # draw the learning curves of the runs that exist, and print their final returns
+
+
+# ---------------------------------------------------------------------------------------------------------
+# PPO: networks
+# ---------------------------------------------------------------------------------------------------------
+
+
+def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
+    """A layer with orthogonal weights and zero bias."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class GaussianActor(nn.Module):
+    """pi_theta(a|s) = Normal(mean(s), std), from raw observations: the normaliser is part of the policy."""
+
+    def __init__(self, obs_size: int, action_size: int):
+        super().__init__()
+        self.norm = RunningNorm((obs_size,))
+        self.net = nn.Sequential(
+            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(), linear(64, 64, math.sqrt(2)), nn.Tanh(), linear(64, action_size, 0.01)
+        )
+        self.log_std = nn.Parameter(torch.zeros(action_size))
+
+    def forward(self, obs):  # (N, obs) -> mean (N, act), log_std (act,)
+        return self.net(self.norm(obs)), self.log_std
+
+
+class ValueCritic(nn.Module):
+    """V_phi(s), in units of scaled reward."""
+
+    def __init__(self, obs_size: int):
+        super().__init__()
+        self.norm = RunningNorm((obs_size,))
+        self.net = nn.Sequential(
+            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(), linear(64, 64, math.sqrt(2)), nn.Tanh(), linear(64, 1, 1.0)
+        )
+
+    def forward(self, obs):  # (N, obs) -> (N,)
+        return self.net(self.norm(obs)).squeeze(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# PPO: losses
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """N steps of one agent in its own domain(s)."""
+
+    obs: torch.Tensor  # (N, obs)
+    actions: torch.Tensor  # (N, act)
+    log_probs: torch.Tensor  # (N,) log pi_theta_old(a|s)
+    advantages: torch.Tensor  # (N,)
+    targets: torch.Tensor  # (N,) V^targ
+
+
+def gaussian_log_prob(mean, log_std, actions):
+    """log Normal(actions; mean, exp(log_std)), summed over action dimensions: (N, act) -> (N,)."""
+    return (-0.5 * ((actions - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def ppo_loss(actor, batch, clip):                                                                       # Eq. (7)
+    """Clipped surrogate, negated: to be minimised. Scalar."""
+    ratio = (gaussian_log_prob(*actor(batch.obs), batch.actions) - batch.log_probs).exp()               # (N,)
+    assert ratio.shape == batch.advantages.shape
+    return -torch.min(ratio * batch.advantages, ratio.clamp(1 - clip, 1 + clip) * batch.advantages).mean()
+
+
+def value_loss(critic, batch):                                                                           # Eq. (9)
+    """Mean square error of the critic. Scalar."""
+    values = critic(batch.obs)
+    assert values.shape == batch.targets.shape
+    return ((values - batch.targets) ** 2).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# PPO: update and loop
+# ---------------------------------------------------------------------------------------------------------
+
+
+def clip_norm(gradient, max_norm):
+    """Scale a gradient so that its norm is at most max_norm."""
+    return gradient * (max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+
+
+def ppo_gradients(actor, critic, batch, clip, max_grad_norm):
+    """Gradient of both losses on a minibatch, as one vector, and what the log tells of them. Compiled as one graph."""
+    spread = batch.advantages.std() + 1e-8
+    batch = batch._replace(advantages=(batch.advantages - batch.advantages.mean()) / spread)
+    surrogate, critic_loss = ppo_loss(actor, batch, clip), value_loss(critic, batch)
+    actor_gradient, critic_gradient = (
+        torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
+        for loss, network in ((surrogate, actor), (critic_loss, critic))
+    )
+    told = torch.stack([surrogate, critic_loss, actor.log_std.mean()]).detach()
+    return torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)]), told
+
+
+@torch.no_grad()
+def prepare(actor, critic, reward_scale, rollouts: list[Rollout], gamma: float, gae_lambda: float) -> Batch:
+    """Join rollouts to a batch, with log-probabilities, advantages and value targets by the current networks."""
+    device = actor.log_std.device
+    for data in rollouts:
+        reward_scale.absorb(discounted_sums(data.rewards, data.ends, gamma))
+    scale = reward_scale.std().item()
+    parts = []
+    for data in rollouts:
+        obs, next_obs, actions = (torch.as_tensor(x, device=device) for x in (data.obs, data.next_obs, data.actions))
+        values, next_values = (critic(x).cpu().numpy().astype(np.float64) for x in (obs, next_obs))
+        advantages = gae(data.rewards / scale, values, next_values, data.terminated, data.ends, gamma, gae_lambda)
+        log_probs = gaussian_log_prob(*actor(obs), actions)
+        columns = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (advantages, advantages + values))
+        parts.append(Batch(obs, actions, log_probs, *columns))
+    return Batch(*(torch.cat(columns) for columns in zip(*parts)))
+
+
+def shuffle(batch: Batch, minibatches: int, rng: np.random.Generator) -> list[Batch]:
+    """The batch in random order, cut into equal minibatches."""
+    order = torch.as_tensor(rng.permutation(len(batch.obs)), device=batch.obs.device)
+    size = len(batch.obs) // minibatches
+    return [Batch(*columns) for columns in zip(*(column[order].split(size) for column in batch))]
+
+
+def ppo(args):
+    """Proximal policy optimisation: act, estimate advantages, take small steps on the clipped surrogate, repeat."""
+    run = Run(args, "baselines", "ppo")
+    title = f"ppo, {args.env}, eps_tr = {args.eps_tr:g}, seed {args.seed}"
+    if run.finished:
+        print(f"{run.path} is finished: nothing to do (--overwrite starts anew)")
+        return report(run, title)
+    envs = make_envs(args, args.threads)
+    set_up_torch(args)
+
+    actor = GaussianActor(envs[0].observation_space.shape[0], envs[0].action_space.shape[0]).to(args.device)
+    critic = ValueCritic(envs[0].observation_space.shape[0]).to(args.device)
+    reward_scale = RunningNorm(())
+    parameters = one_vector(actor, critic)
+    optimiser = torch.optim.Adam([parameters], lr=args.learning_rate, eps=1e-5, fused=True)
+    compute_gradients = torch.compile(ppo_gradients, fullgraph=True, dynamic=False) if args.compile else ppo_gradients
+
+    parts = {"actor": actor, "critic": critic, "reward_scale": reward_scale, "optimiser": optimiser}
+    iterations = args.total_steps // args.steps_per_iteration
+    evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
+    first = run.resume(parts, args.steps_per_iteration)
+    progress = Progress(iterations * args.steps_per_iteration, first * args.steps_per_iteration)
+
+    for iteration in range(first, iterations):
+        rng = np.random.default_rng([args.seed, 0, iteration])
+        domain = sample_domain(args.eps_tr, rng, envs[0].position_draws)
+        data = rollout(envs[0], numpy_policy(actor), actor.log_std.exp().detach().cpu().numpy(), domain, args.steps_per_iteration, rng)
+        batch = prepare(actor, critic, reward_scale, [data], args.gamma, args.gae_lambda)
+
+        told = torch.zeros(3, device=args.device)
+        for _ in range(args.epochs):
+            for minibatch in shuffle(batch, args.minibatches, rng):
+                parameters.grad, tells = compute_gradients(actor, critic, minibatch, args.clip, args.max_grad_norm)
+                optimiser.step()
+                told += tells
+        actor.norm.absorb(data.obs)  # only now: this data was collected, and used, with the old statistics
+        critic.norm.absorb(data.obs)
+
+        step = (iteration + 1) * args.steps_per_iteration
+        losses = (told / (args.epochs * args.minibatches)).tolist()
+        run.check_finite(step, 0, [*losses, *data.returns], parameters)
+        run.write("log.csv", [{
+            "step": step, "agent": 0,
+            "return": data.returns.mean(), "episodes": len(data.returns),  # of this iteration's finished episodes
+            "surrogate": losses[0],  # Eq. (7), negated
+            "value_loss": losses[1],  # Eq. (9), in units of scaled reward, squared
+            "log_std": losses[2],  # mean over action dimensions
+            "seconds": round(run.elapsed(), 3),  # wall clock
+        }])  # fmt: skip
+        if iteration + 1 in evaluate_at:
+            run.write("eval.csv", evaluate(envs, [numpy_policy(actor)], args.eps_te, args.eval_domains, step))
+        if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
+            run.save(parts, iteration + 1, finished=iteration + 1 == iterations)
+        progress.show(step, data.returns.mean())
+    report(run, title)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Curves and main
+# ---------------------------------------------------------------------------------------------------------
+
+
+def draw_curves(args):
+    """Learning curves of all finished runs with these settings, a panel for each environment; final returns as text."""
+    found = find_runs(args, "baselines")
+    if not found:
+        fail(f"no finished runs below {args.runs}/ with these settings: make them with python baselines.py --env {args.env} --seeds 0 1 2")
+    environments = sorted({env for env, _ in found})
+    figure, axes = new_figure(columns=len(environments))
+    for axis, env in zip(axes, environments):
+        for index, algo in enumerate(algo for each, algo in found if each == env):
+            paths = found[env, algo]
+            points = np.unique(read_csv(paths[0] / "log.csv")["step"])
+            plot_interval(axis, points, np.stack([training_curve(path, points) for path in paths]), f"{algo}, {len(paths)} seeds", index)
+            finals = []
+            for path in paths:
+                evaluation = read_csv(path / "eval.csv")
+                plain = (evaluation["step"] == evaluation["step"].max()) & (evaluation["eps_te"] == min(args.eps_te))
+                finals.append(evaluation["return"][plain].mean())
+            print(f"{env} {algo}: return at eps_te = {min(args.eps_te):g}, mean action, by seed {[round(value) for value in finals]}, "
+                  f"mean {np.mean(finals):.0f} +- {np.std(finals):.0f} (standard deviation over seeds)")  # fmt: skip
+        millions(axis)
+        axis.set(title=env, ylabel="training return")
+        axis.legend(loc="best")
+    figure.suptitle("mean over seeds, 95 % bootstrap interval; each curve a mean of 20 iterations", fontsize=10)
+    path = Path(args.runs) / "curves.png"
+    save_figure(figure, path)
+    print(f"figure: {path}")
+
+
+def main():
+    args = parse_args(Args, "PPO for one agent.")
+    check_args(args, domains=1)
+    if args.curves:
+        draw_curves(args)
+    elif args.seeds:
+        make_envs(args, 1)
+        run_seeds(args.seeds, args.jobs)
+    else:
+        {"ppo": ppo}[args.algo](args)
+
+
+if __name__ == "__main__":
+    main()

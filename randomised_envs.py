@@ -1,0 +1,412 @@
+"""Randomised domains for Gymnasium's MuJoCo environments.
+
+A *domain* is one version of the physics: how hard the wind blows, how strong gravity is, how much the
+ground grips, how heavy the robot is, where it starts. Domain randomisation trains a policy in many of
+them, so that it also works in one that it never saw. The distribution is Table 1 of
+
+    Zhao and Hospedales, "Robust Domain Randomised Reinforcement Learning through Peer-to-Peer
+    Distillation" (2020), appendix A.1
+
+with one scalar eps in [0, 1] for its width: eps = 0 is the plain environment, bit for bit.
+
+    wind      w ~ U(-5 eps, 5 eps)                          N, a constant force on the root along x
+    gravity   g ~ U(g0 (1 - .25 eps), g0 (1 + .25 eps))
+    friction  f ~ U(f0 (1 - .3 eps),  f0 (1 + .3 eps))
+    mass      m ~ U(m0 (1 - .5 eps),  m0 (1 + .5 eps))      every link by the same factor
+    position  x ~ U(x0 - eps, x0 + eps)                     m, the root's x
+
+Try it (a few seconds; prints the ranges, draws what they do):
+
+    python randomised_envs.py --env Walker2d-v4 --eps 0.5
+
+Use it elsewhere: copy this one file, it needs gymnasium, mujoco and numpy (matplotlib for the picture).
+
+    env = make_env("Walker2d-v4", eps=0.5)                            # a new domain at every reset
+    obs, info = env.reset(seed=0)                                     # info["domain"] says which
+    obs, info = env.reset(options={"domain": Domain(gravity=1.2)})    # this domain
+
+You should know
+---------------
+* MuJoCo's own `opt.wind` does nothing here: it acts through the medium, and these models have none
+  (density and viscosity are 0; Swimmer has both). So the wind is a generalised force on the root's x
+  coordinate, and acts at the origin of the root's frame. A force in `xfrc_applied` would blow as hard (at
+  the root's centre of mass), but MuJoCo adds it to `cfrc_ext`, which Ant-v5 and Humanoid observe and pay
+  for: the robot would read the wind off its sensors.
+* Mass and inertia belong together. Scaling `body_mass` alone makes a robot that no matter could build,
+  and what MuJoCo derives from them (subtree masses, inverse weights) must be recomputed.
+* The friction of a contact is the larger of the two geoms' coefficients. Where the feet grip better than
+  the floor (Hopper, Walker2d), changing the floor alone changes nothing. All geoms change.
+* Humanoid and HumanoidStandup observe `cinert`, the inertia of their own links, and with it their mass. It
+  is shown here as for the nominal masses; otherwise the first thing that an agent sees would name its domain.
+* The x of a robot that walks or swims neither changes the dynamics nor is observed: Table 1's initial
+  position, read literally, cannot change a return. `init="joints"` is the reading that can: every hinge
+  joint starts with an offset of its own, U(-eps, eps) rad, clipped to its range. From eps = .2 on, that
+  starts some Hoppers outside the range of angles in which they count as healthy.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import os
+import re
+import sys
+import warnings
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
+
+# Table 1: half the width of each uniform distribution at eps = 1.
+WIND, GRAVITY, FRICTION, MASS, POSITION = 5.0, 0.25, 0.3, 0.5, 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """One setting of the physics. `Domain()` is the nominal one.
+
+    Raises ValueError for a value that no world could have.
+    """
+
+    wind: float = 0.0  # N, along the world's x axis
+    gravity: float = 1.0  # factor of nominal
+    friction: float = 1.0  # factor of nominal, sliding friction
+    mass: float = 1.0  # factor of nominal, every link's mass and inertia
+    position: float | tuple[float, ...] = 0.0  # m, offset of the root's x; a tuple: rad, one for each hinge joint
+
+    def __post_init__(self):
+        if np.ndim(self.position) and not isinstance(self.position, tuple):
+            raise ValueError(f"position must be a number or a tuple of numbers: {self}")
+        if not np.all(np.isfinite(np.hstack(dataclasses.astuple(self)))):
+            raise ValueError(f"a domain's values must be finite: {self}")
+        if self.mass <= 0 or self.friction < 0:
+            raise ValueError(f"mass must be positive and friction not negative: {self}")
+
+
+def sample_domain(eps: float, rng: np.random.Generator, hinges: int | None = None) -> Domain:
+    """Draw a domain from Table 1 at strength `eps`; ValueError unless 0 <= eps <= 1.
+
+    hinges: None for an offset of the root's x; a number n for n independent offsets of hinge joints. The
+    first four values are the same in both readings.
+    """
+    check_eps(eps)
+    wind, gravity, friction, mass = rng.uniform(-eps, eps, 4) * (WIND, GRAVITY, FRICTION, MASS)
+    offsets = rng.uniform(-eps, eps, hinges) * POSITION
+    position = float(offsets) if hinges is None else tuple(float(offset) for offset in offsets)
+    return Domain(float(wind), float(1 + gravity), float(1 + friction), float(1 + mass), position)
+
+
+def check_eps(eps):
+    if not 0 <= eps <= 1:
+        raise ValueError(f"eps must lie in [0, 1], but is {eps}")
+
+
+class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Put a Gymnasium MuJoCo environment into a domain, a new one at every reset if eps > 0.
+
+    `reset(options={"domain": Domain(...)})` chooses the domain until the next reset; without the option it
+    is sampled by this wrapper's own generator (seeded by `reset(seed=...)`), or nominal at eps = 0.
+    `info["domain"]`, in reset and step alike, is the domain in force.
+
+    init: "root" or "joints", the reading of Table 1's initial position (see the top of this file).
+    Raises ValueError for an environment that is not MuJoCo's, eps outside [0, 1] or an unknown init. In a
+    model without a joint along x under its root (Reacher, Pusher) the wind pushes the first moving link, and
+    there is no root position to offset.
+    """
+
+    def __init__(self, env: gym.Env, eps: float = 0.0, init: str = "root"):
+        gym.utils.RecordConstructorArgs.__init__(self, eps=eps, init=init)
+        gym.Wrapper.__init__(self, env)
+        check_eps(eps)
+        if init not in ("root", "joints"):
+            raise ValueError(f"init must be 'root' or 'joints', but is {init!r}")
+        if not isinstance(env.unwrapped, MujocoEnv):
+            raise ValueError("it is not a MuJoCo environment and has no physics to vary")
+        self.eps, self.init, self.domain = eps, init, Domain()
+        self._rng = np.random.default_rng()
+
+        # Every change starts from these, so that nothing compounds from reset to reset.
+        model = self.model
+        self._nominal = {
+            name: getattr(model, name).copy()
+            for name in ("body_mass", "body_inertia", "geom_friction", "pair_friction")
+        }
+        self._nominal_gravity = model.opt.gravity.copy()
+        self._nominal_qpos = env.unwrapped.init_qpos.copy()
+        self._scratch = mujoco.MjData(model)
+
+        self.hinges = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE)
+        self._root, self._root_x, self._root_sign = self._find_root()
+        self._mass_entries = self._find_mass_entries()
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        return self.env.unwrapped.model
+
+    @property
+    def position_draws(self) -> int | None:
+        """What `sample_domain` needs as `hinges` for this environment's reading of the initial position."""
+        return len(self.hinges) if self.init == "joints" else None
+
+    @property
+    def data(self) -> mujoco.MjData:
+        return self.env.unwrapped.data
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            # Not default_rng(seed): the environment draws its initial state from that very stream, and the
+            # wind would be a function of the starting pose.
+            self._rng = np.random.default_rng([seed, 1])
+        options = dict(options or {})
+        domain = options.pop("domain", None)
+        if domain is None:
+            domain = sample_domain(self.eps, self._rng, self.position_draws) if self.eps > 0 else Domain()
+        self._enter(domain)
+        obs, info = self.env.reset(seed=seed, options=options or None)
+        # After the reset, which clears all applied forces.
+        if self._root_x is not None:
+            self.data.qfrc_applied[self.model.jnt_dofadr[self._root_x]] = domain.wind * self._root_sign
+        else:
+            self.data.xfrc_applied[self._root, 0] = domain.wind
+        return self._hide_mass(obs), info | {"domain": domain}
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        info["domain"] = self.domain
+        return self._hide_mass(obs), reward, terminated, truncated, info
+
+    def _enter(self, domain):
+        """Set gravity, friction, masses and the initial position, each as nominal value times or plus the domain's."""
+        model, nominal = self.model, self._nominal
+        if isinstance(domain.position, tuple) and len(domain.position) != len(self.hinges):
+            raise ValueError(f"{len(self.hinges)} hinge joints need as many offsets, not {len(domain.position)}")
+        model.opt.gravity[:] = self._nominal_gravity * domain.gravity
+        model.geom_friction[:, 0] = nominal["geom_friction"][:, 0] * domain.friction
+        model.pair_friction[:, :2] = nominal["pair_friction"][:, :2] * domain.friction  # both sliding directions
+        if domain.mass != self.domain.mass:
+            model.body_mass[:] = nominal["body_mass"] * domain.mass
+            model.body_inertia[:] = nominal["body_inertia"] * domain.mass
+            # Subtree masses, inverse weights and the like follow. With data of its own: it overwrites qpos.
+            mujoco.mj_setConst(model, self._scratch)
+        self.env.unwrapped.init_qpos[:] = self._initial_qpos(domain.position)
+        self.domain = domain
+
+    def _initial_qpos(self, position):
+        """The pose around which the environment's own reset adds its noise."""
+        model, qpos = self.model, self._nominal_qpos.copy()
+        if isinstance(position, tuple):
+            joints, offsets = self.hinges, np.array(position)
+        elif self._root_x is not None:
+            joints, offsets = np.array([self._root_x]), np.array([position * self._root_sign])
+        else:
+            return qpos
+        address = model.jnt_qposadr[joints]
+        low, high = np.where(model.jnt_limited[joints, None], model.jnt_range[joints], (-np.inf, np.inf)).T
+        # A pose that starts outside its range (some models do) is not pulled in by an offset of zero.
+        low, high = np.minimum(low, qpos[address]), np.maximum(high, qpos[address])
+        qpos[address] = np.clip(qpos[address] + offsets, low, high)
+        return qpos
+
+    def _find_root(self):
+        """The first moving body; its joint along the world's x (None if it has none) and that axis's sign."""
+        model, data = self.model, self._scratch
+        mujoco.mj_forward(model, data)
+        root = int(model.jnt_bodyid[0])
+        for joint in np.flatnonzero(model.jnt_bodyid == root):
+            if model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE:  # its first coordinate is the world's x
+                return root, int(joint), 1.0
+            if model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_SLIDE:
+                break  # it turns the axes of the joints that follow
+            if abs(data.xaxis[joint, 0]) > 0.999:
+                return root, int(joint), float(np.sign(data.xaxis[joint, 0]))
+        return root, None, 1.0
+
+    def _find_mass_entries(self):
+        """Indices of the observation that are copies of `cinert`, found by changing it and looking again."""
+        env, cinert = self.env.unwrapped, self.data.cinert
+        saved = cinert.copy()
+        cinert[:] = 0.0
+        before = env._get_obs()
+        cinert[:] = 1.0
+        after = env._get_obs()
+        cinert[:] = saved
+        entries = np.flatnonzero(before != after)
+        if len(entries) and self.env.observation_space.shape != before.shape:
+            raise ValueError("this environment observes its own inertia: put RandomisedEnv inside observation wrappers")
+        return entries
+
+    def _hide_mass(self, obs):
+        if self.domain.mass != 1.0 and len(self._mass_entries):
+            obs[self._mass_entries] /= self.domain.mass
+        return obs
+
+
+def make_env(env_id: str, eps: float = 0.0, init: str = "root", **kwargs) -> RandomisedEnv:
+    """`gymnasium.make`, time limit included, inside a RandomisedEnv. kwargs go to the environment.
+
+    Raises ValueError in one line for an unknown environment, one that is not MuJoCo's, kwargs that it does not
+    take, a bad MJCF file, or eps or init that RandomisedEnv does not take.
+    """
+    try:
+        with warnings.catch_warnings():
+            # The papers' tasks are v2 to v4 and stay the default; nothing else is silenced.
+            warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+            env = gym.make(env_id, **kwargs)
+        return RandomisedEnv(env, eps, init)
+    except Exception as error:  # of whatever type: Gymnasium, MuJoCo and the environment each raise their own
+        raise ValueError(f"cannot make {env_id}: {_reason(error, env_id)}") from error
+
+
+def _reason(error, env_id):
+    """One line for an error of gym.make; for an argument too many it names the version that takes it."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if not unknown:
+        return " ".join(str(error).split())
+    reason = f"it takes no {unknown[1]}"
+    name = env_id.rpartition("-v")[0]
+    versions = [spec for spec in gym.registry.values() if name and spec.id.rpartition("-v")[0] == name]
+    if versions:
+        newest = max(versions, key=lambda spec: spec.version)
+        creator = gym.envs.registration.load_env_creator(newest.entry_point)
+        if unknown[1] in inspect.signature(creator).parameters:
+            reason += f"; {newest.id} does"
+    return reason
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The demonstration: what does randomisation do?
+# ---------------------------------------------------------------------------------------------------------
+
+
+def play(env: RandomisedEnv, actions: np.ndarray, domain: Domain, seed: int = 0) -> np.ndarray:
+    """The root's x in m, shape (T + 1,), when `actions` (T, act) are played in `domain`."""
+    env.reset(seed=seed, options={"domain": domain})
+    path = [env.data.xpos[env._root, 0]]
+    for action in actions:
+        env.step(action)  # past a fall too: it is the physics that is to be seen
+        path.append(env.data.xpos[env._root, 0])
+    return np.array(path)
+
+
+def draw(env: RandomisedEnv, eps: float, seed: int, path: str):
+    """One panel for each parameter at the ends of its range, and one for domains sampled at random.
+
+    Raises ValueError for a file type that matplotlib cannot write, OSError if the file cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.8), layout="constrained", sharex=True)
+    kind = os.path.splitext(path)[1][1:].lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"there is no figure of type .{kind}")
+
+    rng = np.random.default_rng(seed)
+    steps, space = 100, env.action_space
+    phase = rng.uniform(0, 2 * np.pi, space.shape)
+    swing = np.sin(2 * np.pi * np.arange(steps)[:, None] / 25 + phase)
+    actions = (0.3 * swing * (space.high - space.low) / 2 + (space.high + space.low) / 2).astype(np.float32)
+    time = np.arange(steps + 1) * env.unwrapped.dt
+    hinges = len(env.hinges)
+    ends = {
+        "wind": (-WIND * eps, WIND * eps, "{:+.4g} N"),
+        "gravity": (1 - GRAVITY * eps, 1 + GRAVITY * eps, "{:.4g} x nominal"),
+        "friction": (1 - FRICTION * eps, 1 + FRICTION * eps, "{:.4g} x nominal"),
+        "mass": (1 - MASS * eps, 1 + MASS * eps, "{:.4g} x nominal"),
+        "position": (-POSITION * eps, POSITION * eps, "{:+.4g} m" if env.init == "root" else "{:+.4g} rad"),
+    }
+
+    def domain(name, value):
+        return Domain(**{name: (value,) * hinges if name == "position" and env.init == "joints" else value})
+
+    nominal = play(env, actions, Domain(), seed)
+    for axis, (name, (low, high, text)) in zip(axes.flat, ends.items()):
+        for value, colour, style in ((low, "tab:blue", "--"), (high, "tab:red", "-.")):
+            x = play(env, actions, domain(name, value), seed)
+            axis.plot(time, x, color=colour, linestyle=style, label=text.format(value))
+        axis.plot(time, nominal, color="black", label="nominal")
+        axis.set_title(name, pad=20)
+    for _ in range(20):
+        sampled = sample_domain(eps, rng, hinges if env.init == "joints" else None)
+        x = play(env, actions, sampled, seed)
+        axes[1, 2].plot(time, x, color="tab:grey", linewidth=0.8, label="sampled")
+    axes[1, 2].plot(time, nominal, color="black", label="nominal")
+    axes[1, 2].set_title("all five, 20 sampled domains", pad=20)
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        unique = dict(zip(labels, handles))
+        # Between title and panel, where it covers no curve.
+        axis.legend(unique.values(), unique.keys(), loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=3,
+                    columnspacing=1, fontsize=8, frameon=False)  # fmt: skip
+        axis.set_ylabel("root's x (m)")
+    for axis in axes[1]:
+        axis.set_xlabel("time (s)")
+    figure.suptitle(f"{env.spec.id}, eps = {eps:g}: the same actions in different domains")
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    figure.savefig(path, format=kind, dpi=130)
+    plt.close(figure)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line and exit status 2."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main():
+    parser = Parser(description="Show what domain randomisation does to an environment.")
+    parser.add_argument("--env", default="Walker2d-v4", help="a Gymnasium MuJoCo environment")
+    parser.add_argument("--xml-file", help="an MJCF file of your own in place of the environment's")
+    parser.add_argument("--eps", type=float, default=0.5, help="strength of the randomisation, in [0, 1]")
+    parser.add_argument("--init", choices=("root", "joints"), default="root", help="reading of the initial position")
+    parser.add_argument("--domains", type=int, default=5, help="how many sampled domains to print")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
+    parser.add_argument("--out", help="where the figure goes (default: runs/domains-ENV-epsEPS.png)")
+    args = parser.parse_args()
+    if args.seed < 0:
+        parser.error(f"argument --seed: must not be negative, but is {args.seed}")
+    try:
+        extra = {"xml_file": os.path.abspath(args.xml_file)} if args.xml_file else {}
+        env = make_env(args.env, args.eps, args.init, **extra)
+    except ValueError as error:
+        parser.error(str(error))
+
+    model, eps = env.model, args.eps
+    gravity, mass = np.linalg.norm(model.opt.gravity), model.body_mass.sum()
+    friction = sorted(set(np.round(model.geom_friction[:, 0], 6)))
+    print(f"{args.env}: {model.nbody - 1} links, {len(env.hinges)} hinge joints, eps = {eps}\n")
+    print(f"{'parameter':10} {'nominal':>22}   range")
+    print(f"{'wind':10} {'0 N':>22}   {-WIND * eps:.4g} to {WIND * eps:.4g} N")
+    rows = (
+        ("gravity", f"{gravity:.2f} m/s2", GRAVITY),
+        ("friction", " ".join(f"{value:g}" for value in friction), FRICTION),
+        ("mass", f"{mass:.4g} kg", MASS),
+    )
+    for name, value, width in rows:
+        print(f"{name:10} {value:>22}   {1 - width * eps:.4g} to {1 + width * eps:.4g} times nominal")
+    unit = "m, the root's x" if args.init == "root" else "rad, each hinge joint"
+    print(f"{'position':10} {'0':>22}   {-POSITION * eps:.4g} to {POSITION * eps:.4g} {unit}\n")
+    print(f"{'sampled':>10} {'wind N':>8} {'gravity':>8} {'friction':>8} {'mass':>8}   position")
+    env.reset(seed=args.seed)
+    for i in range(args.domains):
+        domain = env.domain
+        position = np.atleast_1d(domain.position)
+        print(f"{i + 1:>10} {domain.wind:8.2f} {domain.gravity:8.3f} {domain.friction:8.3f} {domain.mass:8.3f}   "
+              + " ".join(f"{offset:+.2f}" for offset in position))  # fmt: skip
+        env.reset()
+    path = args.out or f"runs/domains-{args.env}-eps{eps:g}.png"
+    try:
+        draw(env, eps, args.seed, path)
+    except (OSError, ValueError) as error:
+        parser.error(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
+    print(f"\nfigure: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
