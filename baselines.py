@@ -81,7 +81,7 @@ def fail(message: str, status: int = 2) -> typing.NoReturn:
 def whole_number(text: str) -> int:
     """int, but 2e6 and 2_000_000 are numbers too."""
     value = float(text)
-    if value != int(value):
+    if not value.is_integer():  # nan and inf are none
         raise ValueError(text)
     return int(value)
 

@@ -329,7 +329,7 @@ def draw(env: RandomisedEnv, eps: float, seed: int, path: str):
         axis.plot(time, nominal, color="black", label="nominal")
         axis.set_title(name, pad=20)
     for _ in range(20):
-        sampled = sample_domain(eps, rng, hinges if env.init == "joints" else None)
+        sampled = sample_domain(eps, rng, env.position_draws)
         x = play(env, actions, sampled, seed)
         axes[1, 2].plot(time, x, color="tab:grey", linewidth=0.8, label="sampled")
     axes[1, 2].plot(time, nominal, color="black", label="nominal")

@@ -1,0 +1,170 @@
+"""How fast is the main job, and where does its time go?
+
+    python tests/benchmark.py                  # about five minutes; no test, and no threshold: it prints a table
+
+Everything is measured in one run, because a laptop's speed changes from minute to minute. After each iteration of
+`python p2pdrl.py --env Walker2d-v4` the physics of its rollouts is played again, actions recorded, by as many
+threads as there are cores, each calling nothing but `mj_step`: that rate is the floor under any program that
+trains on this physics on this machine. Each ratio is the median over iterations of (rate / floor just after).
+
+Where Stable-Baselines3 happens to be installed, its PPO joins at the same batch, minibatches, epochs and networks.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mujoco
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def replay(env, domain, data) -> None:
+    """The physics of a rollout and nothing else: mj_step with the recorded actions, resets where episodes ended."""
+    low, high = env.action_space.low, env.action_space.high
+    controls = np.clip(data.actions, low, high).astype(np.float64)
+    model, state, frame_skip = env.model, env.data, env.unwrapped.frame_skip
+    options = {"domain": domain}
+    env.reset(seed=0, options=options)
+    for control, end in zip(controls, data.ends):
+        state.ctrl[:] = control
+        mujoco.mj_step(model, state, nstep=frame_skip)
+        if end:
+            env.reset(options=options)
+
+
+def measure_main_job(env_id: str, agents: int, compiled: bool, iterations: int, warm_up: int) -> dict:
+    """Run p2pdrl.train with a stopwatch in its functions; medians over the iterations after warm-up."""
+    import resource
+
+    import p2pdrl
+
+    spans, updates, rows, calls = [], [], [], []
+    rollout, update = p2pdrl.rollout, p2pdrl.update
+
+    def timed_rollout(env, policy, std, domain, steps, rng):
+        began = time.perf_counter()
+        data = rollout(env, policy, std, domain, steps, rng)
+        spans.append((began, time.perf_counter()))
+        calls.append((env, domain, data))
+        return data
+
+    def timed_update(*arguments):
+        began = time.perf_counter()
+        told = update(*arguments)
+        updates.append(time.perf_counter() - began)
+        return told
+
+    class Stopwatch:
+        """Stands in for the progress line, which comes at the end of each iteration."""
+
+        def __init__(self, total, step):
+            self.began, self.pool = time.perf_counter(), ThreadPoolExecutor(args.threads)
+
+        def show(self, step, mean_return):
+            total = time.perf_counter() - self.began
+            collecting = max(end for _, end in spans) - min(begin for begin, _ in spans)
+            began = time.perf_counter()
+            list(self.pool.map(replay, *zip(*calls)))
+            floor = time.perf_counter() - began
+            rows.append({"total": total, "physics": floor, "policy": collecting - floor, "update": sum(updates),
+                         "rest": total - collecting - sum(updates)})  # fmt: skip
+            for record in (spans, updates, calls):
+                record.clear()
+            self.began = time.perf_counter()
+
+    p2pdrl.rollout, p2pdrl.update, p2pdrl.Progress = timed_rollout, timed_update, Stopwatch
+    p2pdrl.report = p2pdrl.draw_run = lambda *arguments: None
+    with tempfile.TemporaryDirectory() as folder:
+        args = p2pdrl.Args(
+            env=env_id, agents=agents, compile=compiled, total_steps=4096 * (iterations + warm_up), learning_rate=1e-4,
+            threads=os.cpu_count(), runs=folder, evaluations=1, eval_domains=1, eps_te=(0.2,), checkpoint_every=10,
+        )  # fmt: skip
+        p2pdrl.train(args)
+    kept = rows[warm_up:-1]  # the last iteration holds the evaluation
+    seconds = {name: float(np.median([row[name] for row in kept])) for name in kept[0]}
+    return {
+        "rate": 4096 / seconds["total"],
+        "floor": 4096 / seconds["physics"],
+        "ratio": float(np.median([row["physics"] / row["total"] for row in kept])),
+        "seconds": seconds,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def measure_stable_baselines(env_id: str, iterations: int) -> dict:
+    """Stable-Baselines3's PPO: two environments, batches of 4096, 32 minibatches, 10 epochs, 64-64 tanh networks."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)
+    envs = make_vec_env(env_id, n_envs=2, seed=0)
+    networks = {"net_arch": {"pi": [64, 64], "vf": [64, 64]}}
+    learner = PPO("MlpPolicy", envs, n_steps=2048, batch_size=128, n_epochs=10, policy_kwargs=networks, seed=0, device="cpu")
+    learner.learn(2 * 4096)  # warm-up
+    began = time.perf_counter()
+    learner.learn(4096 * iterations)
+    return {"rate": 4096 * iterations / (time.perf_counter() - began)}
+
+
+def in_a_process(arguments: list[str]) -> dict | None:
+    """Call this file for one measurement: memory and compilation of one do not touch the next."""
+    command = [sys.executable, __file__, *arguments]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout.splitlines()
+    return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
+
+
+def seconds_to_first_line(env_id: str) -> float:
+    """From the command, without compilation, to the first progress line."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / "p2pdrl.py", "--env", env_id, "--no-compile", "--runs", folder]
+        began = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            waited = time.perf_counter() - began
+            process.kill()
+    return waited
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure the speed of the main job.")
+    parser.add_argument("--env", default="Walker2d-v4")
+    parser.add_argument("--agents", type=int, default=2, help="K")
+    parser.add_argument("--iterations", type=int, default=40, help="measured, after 5 of warm-up")
+    parser.add_argument("--only", choices=("compiled", "eager", "sb3"), help="one measurement, as JSON")
+    args = parser.parse_args()
+    if args.only == "sb3":
+        return print(json.dumps(measure_stable_baselines(args.env, args.iterations // 4)))
+    if args.only:
+        return print(json.dumps(measure_main_job(args.env, args.agents, args.only == "compiled", args.iterations, warm_up=5)))
+
+    common = ["--env", args.env, "--agents", str(args.agents), "--iterations", str(args.iterations)]
+    print(f"{args.env}, K = {args.agents}, 4096 steps per iteration, {os.cpu_count()} cores\n")
+    print(f"start to first progress line, eager: {seconds_to_first_line(args.env):.1f} s\n")
+    print(f"{'':24}{'steps/s':>9}{'floor':>9}{'ratio':>8}   seconds for each iteration{'':26}{'memory':>8}")
+    print(f"{'':50}   {'physics':>9}{'policy':>9}{'update':>9}{'rest':>9}")
+    for name in ("eager", "compiled"):
+        result = in_a_process([*common, "--only", name])
+        if result is None:
+            print(f"p2pdrl.py, {name}: failed; see python {Path(__file__).name} --only {name}")
+            continue
+        parts = "".join(f"{result['seconds'][part]:9.3f}" for part in ("physics", "policy", "update", "rest"))
+        print(f"{'p2pdrl.py, ' + name:24}{result['rate']:9,.0f}{result['floor']:9,.0f}{result['ratio']:8.1%}   {parts}{result['memory']:14.0f} MB")
+    other = in_a_process([*common, "--only", "sb3"])
+    if other:
+        print(f"{'Stable-Baselines3 PPO':24}{other['rate']:9,.0f}")
+    else:
+        print("Stable-Baselines3 is not installed: not compared")
+
+
+if __name__ == "__main__":
+    main()

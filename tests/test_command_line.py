@@ -1,0 +1,370 @@
+"""Tests through the real command line: learning, the same run twice, kill and resume, bad input, figures."""
+
+import csv
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import baselines  # noqa: E402
+import p2pdrl  # noqa: E402
+
+# Half a minute of work is enough to see a run through all that it does.
+TINY = (
+    "--env Hopper-v4 --steps-per-iteration 256 --minibatches 4 --epochs 4 --total-steps 2560 --eval-domains 2 "
+    "--eps-te 0 0.5 --evaluations 2 --checkpoint-every 2 --no-compile"
+).split()
+
+
+def start(script, *arguments, folder):
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(script, *arguments, folder, status=0):
+    """Run a command in `folder`; its stdout and stderr. Fails unless the exit status is `status`."""
+    process = start(script, *arguments, folder=folder)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, (arguments, out, err)
+    return out, err
+
+
+def only_run(folder, root="runs"):
+    (path,) = [config.parent for config in (Path(folder) / root).glob("*/config.json")]
+    return path
+
+
+def results(path):
+    """Everything that must be equal in two equal runs: log.csv without its clock, eval.csv, and the weights as bytes."""
+    with open(path / "log.csv", newline="") as file:
+        log = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+    state = torch.load(path / "checkpoint.pt", weights_only=True)["state"]
+
+    def to_bytes(value):
+        if isinstance(value, torch.Tensor):
+            return value.numpy().tobytes()
+        if isinstance(value, dict):
+            return {name: to_bytes(part) for name, part in value.items()}
+        return [to_bytes(part) for part in value] if isinstance(value, list) else value
+
+    return log, (path / "eval.csv").read_text(), to_bytes(state)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A finished run of P2PDRL, which several tests look at."""
+    folder = tmp_path_factory.mktemp("reference")
+    out, _ = run("p2pdrl.py", *TINY, folder=folder)
+    return only_run(folder), out
+
+
+# A run, from start to finish ---------------------------------------------------------------------------------
+
+
+def check_finished_run(path, out, agents, evaluations):
+    log, evaluation = baselines.read_csv(path / "log.csv"), baselines.read_csv(path / "eval.csv")
+    assert list(np.unique(log["step"])) == list(range(256, 2561, 256))
+    assert len(log["step"]) == 10 * agents
+    assert len(evaluation["return"]) == evaluations * agents * 2 * 2  # strengths, domains
+    assert all(np.isfinite(column).all() for table in (log, evaluation) for column in table.values())
+    assert (path / "figure.png").stat().st_size > 20_000
+    settings = json.loads((path / "config.json").read_text())
+    assert settings["settings"]["steps_per_iteration"] == 256 and settings["versions"]["torch"] == torch.__version__
+    for agent in range(agents):
+        assert f"agent {agent} " in out
+    assert "2,560 of 2,560 steps" in out
+
+
+def weights_moved(path, first, initial):
+    """Largest change of each parameter of the first layer to the head since initialisation."""
+    state = torch.load(path / "checkpoint.pt", weights_only=True)["state"][first]
+    return {name: (state[name] - value).abs().max().item() for name, value in initial.named_parameters()}
+
+
+def test_p2pdrl_learns_and_reports(reference):
+    path, out = reference
+    check_finished_run(path, out, agents=2, evaluations=2)
+    torch.manual_seed(0)
+    initial = p2pdrl.GaussianActor(11, 3)
+    for actor in ("actor0", "actor1"):
+        moved = weights_moved(path, actor, initial)
+        assert all(1e-4 < change < 1 for change in moved.values()), moved
+    log = baselines.read_csv(path / "log.csv")
+    assert log["distillation"][-1] > 1e-6  # the peers differ, and are told so
+
+
+@pytest.mark.parametrize("script, method", [("p2pdrl.py", "ppo"), ("baselines.py", "ppo")])
+def test_ppo_learns_and_reports(tmp_path, script, method):
+    choice = ["--method", method] if script == "p2pdrl.py" else ["--algo", method]
+    out, _ = run(script, *TINY, *choice, folder=tmp_path)
+    check_finished_run(only_run(tmp_path), out, agents=1, evaluations=2)
+    torch.manual_seed(0)
+    actor = "actor0" if script == "p2pdrl.py" else "actor"
+    moved = weights_moved(only_run(tmp_path), actor, p2pdrl.GaussianActor(11, 3))
+    assert all(1e-4 < change < 1 for change in moved.values()), moved
+
+
+def test_compiled_gradients_equal_eager_ones(tmp_path):
+    """The compiled run takes the same steps as the eager one, up to rounding, for as long as that stays small."""
+    short = [*TINY, "--total-steps", 256, "--epochs", 1]
+    run("p2pdrl.py", *short, folder=tmp_path)
+    out, _ = run("p2pdrl.py", *short, "--compile", "--runs", "compiled", folder=tmp_path)
+    if "without torch.compile" in out:
+        pytest.skip("nothing compiles here")
+    eager, compiled = (torch.load(only_run(tmp_path, root) / "checkpoint.pt", weights_only=True)["state"] for root in ("runs", "compiled"))
+    for part in ("actor0", "actor1", "critic0", "critic1"):
+        for name, value in eager[part].items():
+            torch.testing.assert_close(compiled[part][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_k_agents(tmp_path):
+    run("p2pdrl.py", *TINY, "--agents", 4, "--total-steps", 512, folder=tmp_path)
+    assert set(baselines.read_csv(only_run(tmp_path) / "log.csv")["agent"]) == {0, 1, 2, 3}
+
+
+def test_joints_reading_and_own_model(tmp_path):
+    """--init joints and --xml-file go all the way through a run."""
+    import gymnasium.envs.mujoco
+
+    model = Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "hopper.xml"
+    (tmp_path / "mine.xml").write_text(model.read_text())
+    own = ["--env", "Hopper-v5", "--xml-file", "mine.xml", "--init", "joints", "--total-steps", 512]
+    run("p2pdrl.py", *TINY, *own, folder=tmp_path)
+    assert (only_run(tmp_path) / "figure.png").exists()
+
+
+# The same again ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_same_command_same_bits(reference, tmp_path, threads):
+    """Twice the same result, whatever the number of threads; and another seed gives another."""
+    run("p2pdrl.py", *TINY, "--threads", threads, folder=tmp_path)
+    assert results(only_run(tmp_path)) == results(reference[0])
+
+
+def test_another_seed_another_run(reference, tmp_path):
+    run("p2pdrl.py", *TINY, "--seed", 1, folder=tmp_path)
+    assert results(only_run(tmp_path))[0] != results(reference[0])[0]
+
+
+@pytest.mark.parametrize("script", ["p2pdrl.py", "baselines.py"])
+def test_killed_and_resumed_to_the_bit(tmp_path, script):
+    """SIGKILL at random moments, the same command again, until it ends: the same bits as without interruption."""
+    run(script, *TINY, "--runs", "whole", folder=tmp_path)
+    kills, moments = int(os.environ.get("KILLS", 3)), random.Random(os.environ.get("KILL_SEED", time.time()))
+    waited = []
+    for _ in range(kills):
+        process = start(script, *TINY, folder=tmp_path)
+        time.sleep(moments.uniform(0.0, 0.5))
+        process.stdout.readline()  # it trains, or says that it resumes
+        waited.append(moments.uniform(0.0, 1.2))
+        time.sleep(waited[-1])
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    run(script, *TINY, folder=tmp_path)
+    assert results(only_run(tmp_path)) == results(only_run(tmp_path, "whole")), waited
+
+
+def test_finished_says_so(reference):
+    path, _ = reference
+    before = results(path)
+    out, _ = run("p2pdrl.py", *TINY, folder=path.parents[1])
+    assert "is finished" in out and "eps_te" in out
+    assert results(path) == before
+
+
+def test_overwrite_starts_anew(tmp_path):
+    short = [*TINY, "--total-steps", 512]
+    run("p2pdrl.py", *short, folder=tmp_path)
+    first = results(only_run(tmp_path))
+    out, _ = run("p2pdrl.py", *short, "--overwrite", folder=tmp_path)
+    assert "256 of 512" in out and results(only_run(tmp_path)) == first
+
+
+def test_several_seeds_in_processes(tmp_path):
+    """Each seed's run is the one that it is alone, and every line says whose it is."""
+    short = [*TINY, "--total-steps", 512]
+    out, _ = run("p2pdrl.py", *short, "--seeds", 3, 4, "--jobs", 2, folder=tmp_path)
+    assert all(re.match(r"seed [34] \| ", line) for line in out.splitlines() if line)
+    run("p2pdrl.py", *short, "--seed", 4, "--runs", "alone", folder=tmp_path)
+    (four,) = (tmp_path / "runs").glob("*seed4")
+    assert results(four) == results(only_run(tmp_path, "alone"))
+
+
+# Figures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_methods(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    for method in ("p2pdrl", "ppo"):
+        run("p2pdrl.py", *TINY, "--method", method, "--seeds", 0, 1, folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize("figure", ["3", "4"])
+def test_figures(two_methods, figure):
+    out, _ = run("p2pdrl.py", *TINY, "--figure", figure, folder=two_methods)
+    path = two_methods / "runs" / f"p2pdrl-figure-{figure}.png"
+    assert str(path.relative_to(two_methods)) in out and path.stat().st_size > 20_000
+
+
+def test_figure_without_runs_names_the_command(tmp_path):
+    out, err = run("p2pdrl.py", *TINY, "--figure", "3", folder=tmp_path, status=2)
+    assert "python p2pdrl.py --env Hopper-v4 --method p2pdrl" in out and len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_curves_of_the_baselines(tmp_path):
+    run("baselines.py", *TINY, "--total-steps", 512, "--seeds", 0, 1, folder=tmp_path)
+    out, _ = run("baselines.py", *TINY, "--total-steps", 512, "--curves", folder=tmp_path)
+    assert "Hopper-v4 ppo" in out and (tmp_path / "runs" / "curves.png").stat().st_size > 20_000
+
+
+def test_gif_or_a_clear_line(reference):
+    """A moving picture where OpenGL is to be had, otherwise one line and status 2."""
+    path, _ = reference
+    process = start("p2pdrl.py", "--gif", path, folder=path.parent)
+    _, err = process.communicate(timeout=120)
+    if process.returncode == 0:
+        assert (path / "policy.gif").read_bytes()[:4] == b"GIF8"
+    else:
+        assert process.returncode == 2 and "OpenGL" in err.splitlines()[-1]
+
+
+# Bad input ---------------------------------------------------------------------------------------------------
+
+BAD = [
+    ("--env NoSuchRobot-v4", "NoSuchRobot"),
+    ("--env CartPole-v1", "not a MuJoCo environment"),
+    ("--env Hopper-v4 --xml-file missing.xml", "xml"),
+    ("--env Hopper-v5 --xml-file missing.xml", "missing.xml"),
+    ("--eps-tr 1.5", "[0, 1]"),
+    ("--eps-tr -0.1", "[0, 1]"),
+    ("--eps-tr nan", "[0, 1]"),
+    ("--eps-te 0 2", "[0, 1]"),
+    ("--eps-te", "at least one"),
+    ("--steps-per-iteration 1000", "does not divide"),
+    ("--steps-per-iteration 64 --minibatches 64", "does not divide"),
+    ("--total-steps 100", "less than one iteration"),
+    ("--total-steps 2.5", "2.5"),
+    ("--total-steps inf", "inf"),
+    ("--total-steps many", "many"),
+    ("--learning-rate 0", "positive"),
+    ("--learning-rate nan", "positive"),
+    ("--gamma 1.1", "[0, 1]"),
+    ("--minibatches 0", "at least 1"),
+    ("--epochs -1", "at least 1"),
+    ("--seed -1", "seeds"),
+    ("--seeds 1 1", "twice"),
+    ("--threads -2", "threads"),
+    ("--jobs 0", "at least 1"),
+    ("--device warp", "warp"),
+    ("--init feet", "feet"),
+    ("--no-such-option", "no-such-option"),
+    ("--runs a-file", "a-file"),
+]
+BAD_COHORT = [
+    ("--agents 1", "at least 2"),
+    ("--method ppo --agents 0", "at least 1"),
+    ("--agents 3", "does not divide"),
+    ("--alpha -1", "--alpha"),
+    ("--alpha nan", "--alpha"),
+    ("--method nonsense", "nonsense"),
+    ("--figure 99", "99"),
+    ("--watch nowhere", "nowhere"),
+    ("--gif nowhere", "nowhere"),
+]
+
+
+CASES = [("baselines.py", *bad) for bad in BAD[:2]] + [("p2pdrl.py", *bad) for bad in BAD + BAD_COHORT]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """All bad commands, two at a time, each in a folder of its own: (folder, exit status, stderr) of each."""
+    folders = [tmp_path_factory.mktemp("bad") for _ in CASES]
+
+    def call(case, folder):
+        (folder / "a-file").write_text("not a folder")
+        process = start(case[0], "--no-compile", *case[1].split(), folder=folder)
+        _, err = process.communicate(timeout=120)
+        return folder, process.returncode, err
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(call, CASES, folders))
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[f"{script} {line}" for script, line, _ in CASES])
+def test_bad_input(answers, index):
+    """One line that says what is wrong, exit status 2, and nothing on disk that was not there before."""
+    folder, status, err = answers[index]
+    assert status == 2 and len(err.splitlines()) == 1 and CASES[index][2] in err, err
+    assert [path.name for path in folder.iterdir()] == ["a-file"]
+
+
+@pytest.fixture
+def short_run(tmp_path):
+    short = [*TINY, "--total-steps", 512]
+    run("p2pdrl.py", *short, folder=tmp_path)
+    return tmp_path, short
+
+
+def test_other_settings_are_named_and_nothing_is_lost(short_run):
+    folder, short = short_run
+    before = results(only_run(folder))
+    _, err = run("p2pdrl.py", *short, "--alpha", 0.5, "--epochs", 2, folder=folder, status=2)
+    assert len(err.splitlines()) == 1 and "alpha was 1.0, is now 0.5" in err and "epochs" in err
+    assert results(only_run(folder)) == before
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "log", "config"])
+def test_damaged_files(short_run, damage):
+    folder, short = short_run
+    path = only_run(folder)
+    name = {"log": "log.csv", "config": "config.json"}.get(damage, "checkpoint.pt")
+    content = (path / name).read_bytes()
+    (path / name).write_bytes({"empty": b"", "text": b"hello"}.get(damage, content[: len(content) // 2]))
+    left = (path / name).read_bytes()
+    _, err = run("p2pdrl.py", *short, folder=folder, status=2)
+    assert len(err.splitlines()) == 1 and name in err and "--overwrite" in err
+    assert (path / name).read_bytes() == left
+
+
+def test_what_is_not_finite_stops_the_run(tmp_path):
+    """The step and the agent are named, the status is 1, and the last good checkpoint stays."""
+    _, err = run("p2pdrl.py", *TINY, "--learning-rate", 1e38, folder=tmp_path, status=1)
+    assert len(err.splitlines()) == 1 and re.search(r"step \d+, agent [01]: .*not finite", err)
+
+
+# What the pages promise --------------------------------------------------------------------------------------
+
+
+def promised_commands():
+    for page in ("README.md", "p2pdrl.py", "baselines.py"):
+        for line in (ROOT / page).read_text().splitlines():
+            if found := re.search(r"(?:^ +|/|`)python (p2pdrl|baselines)\.py (--[^#`\"{]*)", line):
+                yield pytest.param(found[1], found[2].strip(), id=f"{page} {found[1]} {found[2].strip()}")
+
+
+@pytest.mark.parametrize("script, options", list(promised_commands()))
+def test_every_printed_command_parses(monkeypatch, script, options):
+    """Each command in the README and the docstrings has options that exist, with values that they take."""
+    module = {"p2pdrl": p2pdrl, "baselines": baselines}[script]
+    monkeypatch.setattr(sys, "argv", [script + ".py", *shlex.split(options)])
+    assert isinstance(baselines.parse_args(module.Args, ""), module.Args)

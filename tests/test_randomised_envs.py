@@ -1,0 +1,720 @@
+"""Tests of randomised_envs.py.
+
+What a domain does is measured: accelerations from trajectories, friction at contacts. It is compared with a
+computation of the test's own: Newton's second law, a model that MuJoCo compiled with other masses, a plain
+environment from Gymnasium.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+FILE = Path(__file__).resolve().parents[1] / "randomised_envs.py"
+sys.path.insert(0, str(FILE.parent))
+
+from randomised_envs import Domain, RandomisedEnv, make_env, sample_domain  # noqa: E402
+
+ROBOTS = ("Walker2d", "Ant", "Humanoid", "Hopper", "HalfCheetah", "Swimmer")
+ENVS = [f"{robot}-{version}" for robot in ROBOTS for version in ("v4", "v5")]
+ENVS_IN_AIR = [env_id for env_id in ENVS if "Swimmer" not in env_id]
+HUMANOIDS = ["Humanoid-v4", "Humanoid-v5", "HumanoidStandup-v4", "HumanoidStandup-v5"]
+G = 9.81  # m/s2, in all of them
+
+pytestmark = [  # Gymnasium on its v4, MuJoCo on HalfCheetah's file
+    pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*settotalmass:UserWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """MuJoCo writes its log to the current directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+# Helpers -------------------------------------------------------------------------------------------------
+
+
+def compiled(env, mass=1.0):
+    """The environment's MJCF file, compiled anew with every mass and density times `mass`."""
+    spec = mujoco.MjSpec.from_file(env.unwrapped.fullpath)
+    if spec.compiler.settotalmass > 0:  # HalfCheetah: the compiler would scale everything back
+        spec.compiler.settotalmass *= mass
+    for geom in spec.geoms:
+        geom.density *= mass
+        geom.mass *= mass  # nan where the file gives none
+    for body in spec.bodies:
+        body.mass *= mass
+        body.inertia = body.inertia * mass
+        body.fullinertia = body.fullinertia * mass
+    return spec.compile()
+
+
+def mass_matrix(model, qpos):
+    """Dense joint-space inertia matrix (nv, nv)."""
+    data = mujoco.MjData(model)
+    data.qpos[:] = qpos
+    mujoco.mj_forward(model, data)
+    matrix = np.zeros((model.nv, model.nv))
+    for column in range(model.nv):
+        mujoco.mj_mulM(model, data, matrix[column], np.eye(model.nv)[column])
+    return matrix
+
+
+def model_bytes(env):
+    buffer = np.zeros(mujoco.mj_sizeModel(env.unwrapped.model), np.uint8)
+    mujoco.mj_saveModel(env.unwrapped.model, None, buffer)
+    return buffer.tobytes()
+
+
+def idle(env):
+    return np.zeros(env.action_space.shape, np.float32)
+
+
+def flying(env):
+    """The present pose, at rest and 50 m higher."""
+    model, qpos = env.unwrapped.model, env.unwrapped.data.qpos.copy()
+    free = model.jnt_type[0] == mujoco.mjtJoint.mjJNT_FREE
+    qpos[2 if free else np.flatnonzero(model.jnt_axis[:, 2])[0]] += 50
+    env.unwrapped.set_state(qpos, np.zeros(model.nv))
+
+
+def acceleration(env, steps=4):
+    """Whole-body acceleration in m/s2, (steps, 3): second differences of the centre of mass in free flight."""
+    flying(env)
+    env.unwrapped.model.opt.timestep = 1e-4  # joints at their limits make a coarse integration inexact
+    model = compiled(env)
+    data = mujoco.MjData(model)
+    path = []
+    for _ in range(steps + 2):
+        data.qpos[:] = env.unwrapped.data.qpos
+        mujoco.mj_kinematics(model, data)
+        path.append(np.average(data.xipos, axis=0, weights=model.body_mass))
+        env.step(idle(env))
+        assert not contacts_with_floor(env)
+    return np.diff(path, n=2, axis=0) / env.unwrapped.dt**2
+
+
+def contacts(env):
+    """The pair of geoms and the friction coefficients (5,) of each present contact."""
+    data = env.unwrapped.data
+    return [(tuple(contact.geom), contact.friction.copy()) for contact in data.contact[: data.ncon]]
+
+
+def contacts_with_floor(env):
+    return [geoms for geoms, _ in contacts(env) if 0 in env.unwrapped.model.geom_bodyid[list(geoms)]]
+
+
+def joint_acceleration(env, qpos):
+    """Joint accelerations (nv,) without contacts and limits, out of rest: speeds after one very short step."""
+    env.unwrapped.model.opt.timestep = 1e-6
+    env.unwrapped.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONSTRAINT
+    env.unwrapped.set_state(qpos, np.zeros(env.unwrapped.model.nv))
+    env.step(idle(env))
+    return env.unwrapped.data.qvel / env.unwrapped.dt
+
+
+def rollout(env, steps, seed, options=None):
+    """Everything that an agent sees in `steps` random actions, new episodes included."""
+    rng = np.random.default_rng(seed)
+    low, high = env.action_space.low, env.action_space.high
+    seen = [env.reset(seed=seed, options=options)[0]]
+    for _ in range(steps):
+        obs, reward, terminated, truncated, _ = env.step(rng.uniform(low, high).astype(np.float32))
+        seen.append(np.hstack((obs, reward, terminated, truncated)))
+        if terminated or truncated:
+            seen.append(env.reset()[0])
+    return np.hstack(seen)
+
+
+def modified(tmp_path, name, *replacements):
+    """A copy of one of Gymnasium's MJCF files with some of its text replaced."""
+    text = (Path(gym.__file__).parent / "envs/mujoco/assets" / name).read_text()
+    for old, new in replacements:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+# The physics ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", ENVS_IN_AIR)
+def test_a_robot_falls_with_g_times_the_factor(env_id):
+    env = make_env(env_id)
+    for factor, mass in ((0.75, 1.0), (1.25, 0.6), (1.0, 1.0)):
+        env.reset(seed=0, options={"domain": Domain(gravity=factor, mass=mass)})
+        np.testing.assert_allclose(acceleration(env), [[0, 0, -G * factor]] * 4, atol=1e-3)
+
+
+@pytest.mark.parametrize("env_id", ENVS_IN_AIR)
+def test_wind_accelerates_the_whole_body_by_force_over_mass(env_id):
+    env = make_env(env_id)
+    mass = compiled(env).body_mass.sum()
+    # Again in mid-episode, where MuJoCo clears what was applied, and gone in the nominal domain.
+    for wind, factor in ((4.0, 1.0), (4.0, 1.0), (-3.0, 0.6), (0.0, 1.0)):
+        env.reset(seed=0, options={"domain": Domain(wind=wind, mass=factor)})
+        expected = [wind / (mass * factor), 0, -G]
+        np.testing.assert_allclose(acceleration(env), [expected] * 4, atol=1e-3)
+
+
+@pytest.mark.parametrize("env_id", ["Walker2d-v4", "Humanoid-v5"])
+def test_a_sampled_domain_is_the_one_in_force(env_id):
+    env = make_env(env_id, eps=1.0)
+    mass = compiled(env).body_mass.sum()
+    for seed in range(3):
+        domain = env.reset(seed=seed)[1]["domain"]
+        expected = [domain.wind / (mass * domain.mass), 0, -G * domain.gravity]
+        np.testing.assert_allclose(acceleration(env), [expected] * 4, atol=1e-3)
+
+
+# Where a fluid, a rail or an arm's bearing pushes back, the same law holds out of rest: M qacc = J' force. The
+# force acts at the origin of the root's frame; where there is no joint along x, at the first link's own centre.
+@pytest.mark.parametrize(
+    ("env_id", "jacobian"),
+    [
+        ("Swimmer-v4", mujoco.mj_jacBody),
+        ("Swimmer-v5", mujoco.mj_jacBody),
+        ("Humanoid-v5", mujoco.mj_jacBody),
+        ("InvertedPendulum-v5", mujoco.mj_jacBody),
+        ("Reacher-v5", mujoco.mj_jacBodyCom),
+        ("Pusher-v5", mujoco.mj_jacBodyCom),
+    ],
+)
+def test_wind_accelerates_the_joints_as_the_mass_matrix_says(env_id, jacobian):
+    env = make_env(env_id)
+    model = compiled(env, 1.4)
+    qpos = model.qpos0 + 0.2  # crooked, so that the joints are coupled
+    measured = []
+    for wind in (5.0, 0.0):
+        env.reset(options={"domain": Domain(wind=wind, mass=1.4)})
+        measured.append(joint_acceleration(env, qpos))
+    data = mujoco.MjData(model)
+    data.qpos[:] = qpos
+    mujoco.mj_forward(model, data)
+    to_point = np.zeros((3, model.nv))
+    jacobian(model, data, to_point, None, 1)
+    expected = np.linalg.solve(mass_matrix(model, qpos), to_point.T @ [5.0, 0, 0])
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(measured[0] - measured[1], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_a_changed_mass_is_what_mujoco_compiles_with_that_mass(robot):
+    env, rng = make_env(f"{robot}-v5"), np.random.default_rng(0)
+    for factor in (0.5, 1.37):  # the second does not build on the first
+        env.reset(options={"domain": Domain(mass=factor)})
+    ours, theirs, nominal = env.model, compiled(env, 1.37), compiled(env)
+
+    arrays = [name for name in dir(theirs) if isinstance(getattr(theirs, name), np.ndarray)]
+    for name in arrays:  # not model.stat: MuJoCo leaves it, and it does not enter the simulation
+        if getattr(theirs, name).dtype.kind == "f":
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), 1e-10, 1e-12, err_msg=name)
+    changed = {name for name in arrays if not np.array_equal(getattr(theirs, name), getattr(nominal, name))}
+    derived = {"body_subtreemass", "body_invweight0", "dof_invweight0", "dof_M0", "actuator_acc0"}
+    assert changed >= derived | {"body_mass", "body_inertia"}
+
+    qpos = rng.uniform(-1, 1, ours.nq)
+    np.testing.assert_allclose(mass_matrix(ours, qpos), mass_matrix(theirs, qpos), 1e-10, 1e-12)
+
+    # And it moves like it, contacts and all. Only for a while: bouncing robots amplify rounding errors.
+    ends = []
+    for model in (ours, theirs):
+        data, rng = mujoco.MjData(model), np.random.default_rng(1)
+        for _ in range(60):
+            data.ctrl[:] = rng.uniform(-0.4, 0.4, model.nu)
+            mujoco.mj_step(model, data, 2)
+        ends.append(data.qpos)
+    np.testing.assert_allclose(ends[0], ends[1], 1e-6, 1e-8)
+
+
+def fallen_states(env):
+    """Twenty states on the way to the floor and on it."""
+    env.reset(seed=0)
+    for step in range(100):
+        env.step(np.full_like(idle(env), 0.1))
+        if step % 5 == 4:
+            yield env.unwrapped.data.qpos.copy(), env.unwrapped.data.qvel.copy()
+
+
+@pytest.mark.parametrize("env_id", ENVS_IN_AIR)
+def test_every_contact_has_its_friction_times_the_factor(env_id):
+    plain, env = gym.make(env_id), make_env(env_id)
+    friction = plain.unwrapped.model.geom_friction[:, 0]
+    gripping, compared = False, 0
+    for number, state in enumerate(fallen_states(plain)):
+        factor = (0.7, 1.3)[number % 2]
+        env.reset(options={"domain": Domain(friction=factor)})
+        plain.unwrapped.set_state(*state)
+        env.unwrapped.set_state(*state)
+        assert len(contacts(plain)) == len(contacts(env))
+        for (geoms, nominal), (same_geoms, ours) in zip(contacts(plain), contacts(env)):
+            assert geoms == same_geoms
+            np.testing.assert_allclose(ours, nominal * [factor, factor, 1, 1, 1], rtol=1e-12)
+            gripping |= friction[geoms[0]] != friction[geoms[1]]
+            compared += 1
+    assert compared
+    # Feet that grip better than the floor: there it is not the floor that counts.
+    assert gripping or "Walker2d" not in env_id and "Hopper" not in env_id
+
+
+def test_the_friction_of_an_explicit_contact_pair_is_scaled_too(tmp_path):
+    pair = '<contact><pair geom1="floor" geom2="foot_geom" condim="6" friction="1.5 1.2 .1 .05 .02"/></contact>'
+    xml = modified(tmp_path, "hopper.xml", ("<actuator>", pair + "<actuator>"))
+    env = make_env("Hopper-v5", xml_file=xml)
+    for factor in (0.5, 1.3):
+        env.reset(options={"domain": Domain(friction=factor)})
+        qpos = env.unwrapped.init_qpos.copy()
+        qpos[1] -= 0.05  # the foot into the floor
+        env.unwrapped.set_state(qpos, env.unwrapped.init_qvel)
+        assert contacts(env)
+        for _, ours in contacts(env):
+            np.testing.assert_allclose(ours, [1.5 * factor, 1.2 * factor, 0.1, 0.05, 0.02])
+
+
+BACKPACK = '<body name="pack" pos="-.15 0 .1"><geom name="pack" type="sphere" size=".08" mass="2"/></body>'
+ROOT = '<joint armature="0" axis="{}" damping="0" limited="false" name="{}" pos="0 0 {}" stiffness="0" type="{}"/>'
+ROOT_X, ROOT_Y = ROOT.format("1 0 0", "rootx", "-1.25", "slide"), ROOT.format("0 1 0", "rooty", "0", "hinge")
+
+
+@pytest.mark.parametrize(
+    "replacements",
+    [
+        [('<body name="thigh"', BACKPACK + '<body name="thigh"')],
+        [(ROOT_X, ROOT_X.replace("1 0 0", "-1 0 0"))],  # x counted backwards
+        [(ROOT_Y, ""), (ROOT_X, ROOT_Y + ROOT_X)],  # a root x that turns with the body
+    ],
+    ids=["extra body", "mirrored root", "turning root"],
+)
+def test_a_model_of_ones_own(tmp_path, replacements):
+    env = make_env("Hopper-v5", xml_file=modified(tmp_path, "hopper.xml", *replacements))
+    mass = compiled(env).body_mass.sum()
+    assert mass == pytest.approx(15.82 + 2 * (BACKPACK in replacements[0][1]), abs=0.01)
+    env.reset(seed=0, options={"domain": Domain(wind=3, mass=0.7)})
+    expected = [[3 / (0.7 * mass), 0, -G]] * 4
+    for lean in (0.0, 0.8):  # not upright either
+        qpos = env.unwrapped.init_qpos.copy()
+        qpos[env.model.joint("rooty").qposadr] = lean
+        env.unwrapped.set_state(qpos, env.unwrapped.init_qvel)
+        np.testing.assert_allclose(acceleration(env), expected, atol=1e-3)
+
+
+# The start -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env_id", ENVS)
+def test_root_position_moves_the_robot_along_x_and_nothing_else(env_id):
+    env, plain = make_env(env_id), gym.make(env_id)
+    plain.reset(seed=5)
+    for offset in (0.7, -0.3, 0.0):
+        env.reset(seed=5, options={"domain": Domain(position=offset)})
+        moved = env.data.xpos[1:] - plain.unwrapped.data.xpos[1:]
+        np.testing.assert_allclose(moved, np.tile([offset, 0, 0], (len(moved), 1)), atol=1e-12)
+
+
+@pytest.mark.parametrize("env_id", ENVS)
+def test_init_joints_moves_every_hinge_by_its_own_offset_within_its_range(env_id):
+    env = make_env(env_id, eps=1.0, init="joints")
+    model, rng = compiled(env), np.random.default_rng(0)
+    hinges = [joint for joint in range(model.njnt) if model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_HINGE]
+    env.reset(seed=3, options={"domain": Domain()})
+    nominal = env.data.qpos.copy()
+    moved = clipped = 0
+    for _ in range(5):
+        offsets = rng.uniform(-2, 2, len(hinges))
+        env.reset(seed=3, options={"domain": Domain(position=tuple(offsets))})
+        expected = nominal.copy()
+        for joint, offset in zip(hinges, offsets):
+            start = model.qpos0[model.jnt_qposadr[joint]]
+            low, high = model.jnt_range[joint] if model.jnt_limited[joint] else (-np.inf, np.inf)
+            angle = max(min(start + offset, max(high, start)), min(low, start))  # some start out of range
+            expected[model.jnt_qposadr[joint]] += angle - start
+            moved, clipped = moved + (angle != start), clipped + (angle != start + offset)
+        np.testing.assert_allclose(env.data.qpos, expected, atol=1e-12)
+    assert moved and clipped
+
+    offsets = np.array(env.reset()[1]["domain"].position)  # the ones it draws itself
+    assert len(offsets) == len(hinges) and np.abs(offsets).max() > 0.3
+
+
+def test_the_wrong_number_of_joint_offsets_raises():
+    env = make_env("Hopper-v4")  # 4 hinges
+    env.reset(options={"domain": Domain(position=(0.1,) * 4)})
+    for number in (0, 3, 5):
+        with pytest.raises(ValueError, match="4 hinge"):
+            env.reset(options={"domain": Domain(position=(0.1,) * number)})
+
+
+# What the agent sees -------------------------------------------------------------------------------------
+
+DIFFERENT = [
+    Domain(wind=5),
+    Domain(gravity=0.75),
+    Domain(friction=0.7),
+    Domain(mass=1.5),
+    Domain(position=0.9),
+    Domain(-5, 1.25, 1.3, 0.5, -0.9),
+]
+
+
+@pytest.mark.parametrize("env_id", ENVS + HUMANOIDS[2:])
+def test_the_first_observation_does_not_betray_the_domain(env_id):
+    env, plain = make_env(env_id), gym.make(env_id)
+    expected, _ = plain.reset(seed=4)
+    for domain in DIFFERENT:
+        obs, _ = env.reset(seed=4, options={"domain": domain})
+        np.testing.assert_allclose(obs, expected, rtol=1e-9, atol=1e-11)
+        for _ in range(5):
+            env.step(env.action_space.high)  # the next reset comes in mid-episode
+
+
+@pytest.mark.parametrize("env_id", HUMANOIDS)
+def test_humanoids_see_nominal_inertias_and_no_wind_in_flight(env_id):
+    env = make_env(env_id)
+    env.reset(seed=0, options={"domain": Domain(wind=5, mass=1.5)})
+    flying(env)
+    env.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT  # nor do its links touch each other
+    model = compiled(env)
+    first = 0 if env_id.endswith("v4") else 1  # v4 shows the world too
+    for _ in range(5):
+        obs = env.step(np.full_like(idle(env), 0.2))[0]
+        data, inertias = env.data, np.zeros((model.nbody, 10))
+        for body in range(1, model.nbody):  # about the robot's centre of mass, by the parallel axis theorem
+            axes, arm = data.ximat[body].reshape(3, 3), data.xipos[body] - data.subtree_com[1]
+            inertia = axes @ np.diag(model.body_inertia[body]) @ axes.T
+            inertia += model.body_mass[body] * (arm @ arm * np.eye(3) - np.outer(arm, arm))
+            inertias[body] = [*inertia[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]], *model.body_mass[body] * arm,
+                              model.body_mass[body]]  # fmt: skip
+        inertias = inertias[first:].ravel()
+        start = model.nq - 2 + model.nv
+        np.testing.assert_allclose(obs[start : start + inertias.size], inertias, rtol=1e-9, atol=1e-10)
+        forces = obs[-6 * (model.nbody - first) :]
+        assert not forces.any()
+
+
+def test_wrapping_leaves_the_environment_as_it_was():
+    plain = gym.make("Humanoid-v5")
+    plain.reset(seed=0)
+    plain.step(plain.action_space.high)
+    obs, model = plain.unwrapped._get_obs(), model_bytes(plain)
+    RandomisedEnv(plain, 1.0)
+    assert np.array_equal(plain.unwrapped._get_obs(), obs) and model_bytes(plain) == model
+
+
+def test_humanoid_under_an_observation_wrapper_is_refused():
+    with pytest.raises(ValueError, match="inside observation wrappers"):
+        RandomisedEnv(gym.wrappers.FrameStackObservation(gym.make("Humanoid-v5"), 2))
+
+
+@pytest.mark.parametrize("env_id", ENVS)
+def test_eps_0_is_the_plain_environment_bit_for_bit(env_id):
+    ours, theirs = (rollout(env, 1010, 1) for env in (make_env(env_id), gym.make(env_id)))  # past the time limit
+    assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("robot", ROBOTS)
+def test_ten_thousand_domains_leave_no_trace(robot):
+    init = "root" if robot in ("Walker2d", "Humanoid") else "joints"
+    plain, env = gym.make(f"{robot}-v5"), make_env(f"{robot}-v5", eps=1.0, init=init)
+    env.reset(seed=0)
+    for _ in range(10_000):
+        env.reset()
+    assert model_bytes(env) != model_bytes(plain)
+    nominal = {"domain": Domain()}
+    env.reset(options=nominal)
+    assert model_bytes(env) == model_bytes(plain)
+    env.eps = 0.0  # in rollout's later episodes too
+    assert np.array_equal(rollout(env, 200, 7, nominal), rollout(plain, 200, 7))
+
+
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped version", "ignore:.*A Box observation space")
+@pytest.mark.parametrize("env_id", ["Walker2d-v4", "Humanoid-v5", "Ant-v5", "Reacher-v5"])
+@pytest.mark.parametrize(("eps", "init"), [(0.0, "root"), (0.5, "root"), (0.1, "joints")])
+def test_gymnasium_finds_nothing_wrong(env_id, eps, init):
+    check_env(make_env(env_id, eps, init), skip_render_check=True)
+
+
+# The distribution ----------------------------------------------------------------------------------------
+
+
+def uniform(values, low, high):
+    """Assert that values (n,) are as U(low, high) has them: bounds, mean, deciles, to five standard errors."""
+    n = len(values)
+    assert values.min() >= low and values.max() <= high
+    unit = (values - low) / (high - low)
+    assert abs(unit.mean() - 0.5) < 5 * np.sqrt(1 / 12 / n)
+    levels = np.arange(1, 10) / 10
+    assert np.all(np.abs(np.quantile(unit, levels) - levels) < 5 * np.sqrt(levels * (1 - levels) / n))
+
+
+def independent(columns):
+    """Assert that no two columns of (n, k) are correlated, to five standard errors."""
+    correlation = np.corrcoef(columns, rowvar=False)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 5 / np.sqrt(len(columns))
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.5, 1.0])
+def test_sampled_domains_have_the_ranges_of_table_1(eps):
+    rng = np.random.default_rng(0)
+    draws = [sample_domain(eps, rng) for _ in range(20_000)]
+    values = np.array([(d.wind, d.gravity, d.friction, d.mass, d.position) for d in draws])
+    uniform(values[:, 0], -5 * eps, 5 * eps)
+    uniform(values[:, 1], 1 - 0.25 * eps, 1 + 0.25 * eps)
+    uniform(values[:, 2], 1 - 0.3 * eps, 1 + 0.3 * eps)
+    uniform(values[:, 3], 1 - 0.5 * eps, 1 + 0.5 * eps)
+    uniform(values[:, 4], -eps, eps)
+    independent(values)
+
+
+def test_sampled_joint_offsets_are_independent_and_change_nothing_else():
+    rng = np.random.default_rng(0)
+    offsets = np.array([sample_domain(0.4, rng, 6).position for _ in range(20_000)])
+    assert offsets.shape == (20_000, 6)
+    for column in offsets.T:
+        uniform(column, -0.4, 0.4)
+    independent(offsets)
+    root, joints = (sample_domain(0.4, np.random.default_rng(1), hinges) for hinges in (None, 6))
+    for name in ("wind", "gravity", "friction", "mass"):
+        assert getattr(root, name) == getattr(joints, name) != getattr(Domain(), name)
+
+
+def test_eps_0_samples_the_nominal_domain():
+    assert sample_domain(0.0, np.random.default_rng(0)) == Domain()
+    assert sample_domain(0.0, np.random.default_rng(0), 3) == Domain(position=(0.0,) * 3)
+
+
+@pytest.mark.parametrize("eps", [-0.01, 1.01, float("nan"), float("inf")])
+def test_eps_outside_0_to_1_raises(eps):
+    with pytest.raises(ValueError, match="eps"):
+        sample_domain(eps, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="eps"):
+        RandomisedEnv(gym.make("Hopper-v5"), eps)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"wind": float("nan")},
+        {"gravity": float("inf")},
+        {"friction": -0.1},
+        {"mass": 0.0},
+        {"mass": -1.0},
+        {"position": float("nan")},
+        {"position": (0.1, float("nan"))},
+        {"position": [0.1, 0.2]},
+        {"position": np.zeros(3)},
+    ],
+)
+def test_a_domain_that_cannot_be_raises(values):
+    with pytest.raises(ValueError):
+        Domain(**values)
+
+
+def test_an_unknown_init_raises():
+    with pytest.raises(ValueError, match="init"):
+        RandomisedEnv(gym.make("Hopper-v5"), 0.5, "hands")
+
+
+# Seeds and information -----------------------------------------------------------------------------------
+
+
+def sampled(env, seed, number=5):
+    return [env.reset(seed=seed)[1]["domain"]] + [env.reset()[1]["domain"] for _ in range(number - 1)]
+
+
+@pytest.mark.parametrize("init", ["root", "joints"])
+def test_domains_are_a_function_of_the_seed(init):
+    one, other = (make_env("Hopper-v5", 0.5, init) for _ in range(2))
+    other.reset(seed=9)
+    other.step(idle(other))
+    domains = sampled(one, 3)
+    assert domains == sampled(other, 3) == sampled(one, 3)
+    assert len(set(domains + sampled(one, 4))) == 10  # a new one at every reset, and others for another seed
+
+
+def test_domains_and_starting_poses_do_not_depend_on_each_other():
+    env, plain = make_env("Hopper-v5", 1.0), gym.make("Hopper-v5", exclude_current_positions_from_observation=False)
+    values = []
+    for seed in range(1000):
+        domain = env.reset(seed=seed)[1]["domain"]
+        values.append([domain.wind, domain.gravity, domain.friction, domain.mass, domain.position,
+                       *plain.reset(seed=seed)[0]])  # fmt: skip
+        # Nor does drawing domains use up the environment's own random numbers.
+        for _ in range(2 if seed < 5 else 0):
+            np.testing.assert_allclose(env.reset()[0], plain.reset()[0][1:], rtol=1e-9, atol=1e-12)
+    independent(np.array(values))
+
+
+def test_info_names_the_domain_in_force():
+    env = make_env("Walker2d-v5", 0.5)
+    for options in (None, {"domain": Domain(wind=2, position=0.3)}, None, {}, {"domain": Domain()}):
+        _, info = env.reset(options=options)
+        domain = info["domain"]
+        if options:
+            assert domain == options["domain"]
+        else:
+            assert domain != Domain()
+        for _ in range(3):
+            step_info = env.step(env.action_space.sample())[4]
+            assert step_info["domain"] == domain == env.domain
+    assert "x_position" in info and "x_position" in step_info  # the environment's own information is still there
+
+
+def test_other_options_reach_the_environment():
+    class Recorder(gym.Wrapper):
+        def reset(self, *, seed=None, options=None):
+            self.seen = (seed, options)
+            return self.env.reset(seed=seed, options=options)
+
+    recorder = Recorder(gym.make("Hopper-v5"))
+    env, options = RandomisedEnv(recorder), {"domain": Domain(wind=1), "depth": 3}
+    env.reset(seed=6, options=options)
+    assert recorder.seen == (6, {"depth": 3}) and options == {"domain": Domain(wind=1), "depth": 3}
+    env.reset(options={"depth": 4})
+    assert recorder.seen == (None, {"depth": 4})
+    env.reset()
+    assert recorder.seen == (None, None)
+
+
+# make_env and the command line ---------------------------------------------------------------------------
+
+
+def test_make_env_keeps_the_time_limit_and_passes_arguments_on():
+    for limit, arguments in ((50, {}), (7, {"max_episode_steps": 7})):
+        env = make_env("Reacher-v5", 0.5, **arguments)
+        env.reset(seed=0)
+        truncated = [env.step(idle(env))[3] for _ in range(limit)]
+        assert truncated == [False] * (limit - 1) + [True]
+    with_x = make_env("Walker2d-v4", exclude_current_positions_from_observation=False)
+    assert with_x.observation_space.shape == (18,) == with_x.reset()[0].shape
+
+
+def test_make_env_quiets_the_out_of_date_warning_and_no_other():
+    def rattling(**kwargs):
+        warnings.warn("loose screw", stacklevel=1)
+        warnings.warn("old bolt", DeprecationWarning, stacklevel=1)
+        return gym.make("Hopper-v5", **kwargs).unwrapped
+
+    def heard(env_id, *makers):
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("always")
+            for make in makers:
+                make(env_id)
+        return [str(warning.message) for warning in record]
+
+    gym.register("Rattling-v0", rattling)
+    try:
+        assert heard("Rattling-v0", make_env) == ["loose screw", "old bolt"]
+    finally:
+        del gym.registry["Rattling-v0"]
+    assert heard("Walker2d-v4", make_env) == []
+    assert len(heard("Walker2d-v4", make_env, gym.make)) == 1  # there is something to quiet, and not for good
+
+
+@pytest.mark.parametrize(
+    ("env_id", "arguments", "message"),
+    [
+        ("Walker3d-v1", {}, "Walker3d"),
+        ("Walker2d-v9", {}, "v9"),
+        ("Walker2d-v3", {}, "gymnasium-robotics"),
+        ("nowhere:Env-v0", {}, "nowhere"),
+        ("CartPole-v1", {}, "CartPole-v1.* not a MuJoCo environment"),
+        ("Walker2d-v5", {"xml_file": "/nowhere.xml"}, "nowhere.xml"),
+        ("Walker2d-v5", {"xml_file": "./broken.xml"}, "XML"),
+        ("Reacher-v5", {"xml_file": "hopper.xml"}, "fingertip"),
+        ("Walker2d-v4", {"xml_file": "hopper.xml"}, "Walker2d-v4: it takes no xml_file; Walker2d-v5 does$"),
+        ("Walker2d-v5", {"engines": 2}, "Walker2d-v5: it takes no engines$"),
+        ("Walker2d-v5", {"eps": 1.5}, "eps"),
+    ],
+)
+def test_make_env_says_in_one_line_what_is_wrong(tmp_path, env_id, arguments, message):
+    (tmp_path / "broken.xml").write_text("<mujoco>\n<worldbody>\n<body")
+    with pytest.raises(ValueError, match=message) as raised:
+        make_env(env_id, **arguments)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 250
+
+
+@pytest.mark.parametrize("env_id", ["Reacher-v5", "Pusher-v5", "InvertedPendulum-v5", "InvertedDoublePendulum-v5"])
+@pytest.mark.parametrize("init", ["root", "joints"])
+def test_other_environments_work(env_id, init):
+    env = make_env(env_id, 1.0, init)
+    assert np.isfinite(rollout(env, 120, 0)).all()
+    model = compiled(env)
+    for position in (1.5, -1.5):
+        env.reset(seed=1, options={"domain": Domain(position=position)})
+        moved = env.data.qpos - gym.make(env_id).unwrapped.init_qpos
+        if "Pendulum" in env_id:  # the cart ends where its rail does
+            rail = model.jnt_range[0, 1]
+            assert moved[0] == pytest.approx(np.clip(position, -rail, rail), abs=0.11)
+        else:  # no root x to offset
+            twin = gym.make(env_id)
+            twin.reset(seed=1)
+            np.testing.assert_array_equal(env.data.qpos, twin.unwrapped.data.qpos)
+
+
+def command(tmp_path, *arguments):
+    """Exit status and the two outputs of the program, and the names of the files that it made."""
+    before = set(tmp_path.rglob("*"))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run([sys.executable, str(FILE), *arguments], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True, timeout=100)  # fmt: skip
+    made = {str(path.relative_to(tmp_path)) for path in set(tmp_path.rglob("*")) - before}
+    return done.returncode, done.stdout, done.stderr, made
+
+
+def figure(path):
+    from matplotlib.image import imread
+
+    return imread(path, format="png")[..., :3]
+
+
+def test_the_program_draws_what_randomisation_does(tmp_path):
+    status, out, err, made = command(tmp_path, "--env", "Walker2d-v4", "--eps", "0.5", "--out", "new/X.png")
+    assert (status, err, made) == (0, "", {"new", "new/X.png"})
+    assert "0.875 to 1.125" in out and "-2.5 to 2.5 N" in out and "23.68 kg" in out
+    image = figure(tmp_path / "new/X.png")
+    assert min(image.shape[:2]) > 500 and 0.01 < (image.mean(axis=2) < 0.9).mean() < 0.5
+    blue, red = (np.all(np.abs(image - colour) < 0.02, axis=2).sum() for colour in (
+        (0.122, 0.467, 0.706), (0.839, 0.153, 0.157)))  # fmt: skip
+    assert blue > 1000 and red > 1000  # the curves of both ends
+
+
+def test_the_program_takes_a_model_of_ones_own_and_a_name_without_suffix(tmp_path):
+    modified(tmp_path, "hopper.xml", ('<body name="thigh"', BACKPACK + '<body name="thigh"'))
+    status, out, err, made = command(tmp_path, "--env", "Hopper-v5", "--xml-file", "hopper.xml", "--init", "joints",
+                                     "--eps", "1", "--domains", "2", "--out", "X")  # fmt: skip
+    assert (status, err, made) == (0, "", {"X"})
+    assert "17.82 kg" in out and "5 links" in out
+    assert figure(tmp_path / "X").std() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", "Walker3d-v1"], "Walker3d"),
+        (["--env", "CartPole-v1"], "not a MuJoCo environment"),
+        (["--eps", "2"], "eps"),
+        (["--eps", "much"], "eps"),
+        (["--seed", "-1"], "seed"),
+        (["--init", "hands"], "init"),
+        (["--env", "Walker2d-v5", "--xml-file", "missing.xml"], "missing.xml"),
+        (["--env", "Walker2d-v4", "--xml-file", "missing.xml"], "Walker2d-v5 does"),
+        (["--env", "Hopper-v5", "--out", "new/X.song"], "song"),
+        (["--env", "Hopper-v5", "--out", "taken/X.png"], "taken"),
+    ],
+)
+def test_the_program_says_in_one_line_what_is_wrong(tmp_path, arguments, message):
+    (tmp_path / "taken").write_text("a file where a folder should go")
+    status, _, err, made = command(tmp_path, *arguments)
+    assert (status, made) == (2, set())
+    assert message in err and err.count("\n") == 1 and err.endswith("\n")
