@@ -157,7 +157,7 @@ def settings_of(args) -> dict:
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "gymnasium": gym.__version__,
-            "mujoco": mujoco.__version__, "numpy": np.__version__}  # fmt: skip
+            "mujoco": mujoco.__version__, "numpy": np.__version__}
 
 
 class Run:
@@ -188,9 +188,9 @@ class Run:
         changed = [name for name in now if name not in FREE_SETTINGS and before.get(name) != now[name]]
         if changed:
             differences = ", ".join(f"{name} was {before.get(name)}, is now {now[name]}" for name in changed)
-            fail(f"{self.path} holds a run with other settings ({differences}): --overwrite it or choose another --runs folder")
+            fail(f"{self.path} has other settings ({differences}): --overwrite it or choose another --runs folder")
         if old.get("versions") != self.config["versions"]:
-            print(f"note: {self.path} was begun with other versions of Python or packages; results may differ in the last bits")
+            print(f"note: {self.path} was begun with other versions of Python or packages; the last bits may differ")
 
     def _load(self):
         path = self.path / "checkpoint.pt"
@@ -234,7 +234,8 @@ class Run:
     def check_finite(self, step: int, agent: int, values: list[float], parameters: torch.Tensor):
         """End the program, leaving the last good checkpoint, if a loss, a return or a weight is not a number."""
         if not (np.all(np.isfinite(values)) and parameters.isfinite().all()):
-            fail(f"step {step}, agent {agent}: a loss, return or weight is not finite; {self.path} keeps its last checkpoint", 1)
+            what = f"step {step}, agent {agent}: a loss, return or weight is not finite"
+            fail(f"{what}; {self.path} keeps its last checkpoint", status=1)
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all the processes that took part."""
@@ -253,7 +254,8 @@ class Run:
         """Write a checkpoint of all `parts` (whatever has a state_dict): tensors and plain numbers only."""
         self.sizes = {name: file.tell() for name, file in self.files.items()}
         state = {name: part.state_dict() for name, part in parts.items()}
-        saved = {"state": state, "iteration": iteration, "finished": finished, "seconds": self.elapsed(), "sizes": self.sizes}
+        saved = {"state": state, "iteration": iteration, "finished": finished}
+        saved |= {"seconds": self.elapsed(), "sizes": self.sizes}
         self._replace("checkpoint.pt", lambda path: torch.save(saved, path))
 
     def _replace(self, name, write):
@@ -536,8 +538,8 @@ def evaluate(envs: list[RandomisedEnv], policies: list, eps_te: tuple[float, ...
 
 def check_args(args, domains: int):
     """Refuse settings that cannot be meant, before anything is made. domains: how many share an iteration's steps."""
-    at_least_one = ("total_steps", "steps_per_iteration", "epochs", "minibatches", "eval_domains", "evaluations", "jobs", "checkpoint_every")
-    for name in at_least_one:
+    counts = "total_steps steps_per_iteration epochs minibatches eval_domains evaluations jobs checkpoint_every"
+    for name in counts.split():
         if getattr(args, name) < 1:
             fail(f"--{name.replace('_', '-')} must be at least 1, but is {getattr(args, name)}")
     for name in ("learning_rate", "clip", "max_grad_norm"):
@@ -547,7 +549,7 @@ def check_args(args, domains: int):
         if not 0 <= getattr(args, name) <= 1:
             fail(f"--{name.replace('_', '-')} must lie in [0, 1], but is {getattr(args, name)}")
     if args.steps_per_iteration % (domains * args.minibatches):
-        fail(f"--steps-per-iteration {args.steps_per_iteration} does not divide into {domains} x {args.minibatches} minibatches")
+        fail(f"--steps-per-iteration {args.steps_per_iteration} does not divide by {domains} x {args.minibatches} minibatches")
     if args.steps_per_iteration // (domains * args.minibatches) < 2:
         fail("a minibatch needs at least two steps: fewer --minibatches or more --steps-per-iteration")
     if args.total_steps < args.steps_per_iteration:
@@ -586,7 +588,8 @@ def print_table(evaluation: dict[str, np.ndarray]):
     """Return by agent and eps_te at the last evaluation: mean over the held-out domains +- standard deviation."""
     last = evaluation["step"] == evaluation["step"].max()
     strengths = sorted(set(evaluation["eps_te"]))
-    print(f"\nreturn in held-out domains, mean action, mean +- standard deviation over domains, step {evaluation['step'].max():,.0f}")
+    print(f"\nafter {evaluation['step'].max():,.0f} steps, return with mean actions in held-out domains,")
+    print("mean +- standard deviation over domains, by eps_te, the strength of their randomisation:")
     print("eps_te " + "".join(f"{eps:>15g}" for eps in strengths))
     for agent in sorted(set(evaluation["agent"])):
         cells = []
@@ -692,12 +695,12 @@ def draw_run(path: Path, title: str):
         plot_interval(right, strengths, table, f"agent {agent:.0f}", index, marker="o", markersize=4)
     millions(left)
     left.set(ylabel="return", title="training domains, sampled actions")
-    right.set(xlabel="eps_te, strength of the randomisation", ylabel="return", title="held-out domains, mean action", ylim=(0, None))
-    if right.get_ylim()[1] <= 0 or evaluation["return"].min() < 0:
-        right.set_ylim(None, None)
+    right.set(xlabel="eps_te, strength of the randomisation", ylabel="return", title="held-out domains, mean action")
+    right.set_ylim(bottom=min(0, right.get_ylim()[0]))
     for axis in (left, right):
         axis.legend(loc="best")
-    figure.suptitle(f"{title}\nleft: mean of 20 iterations; right: band = 95 % bootstrap interval of the mean over domains", fontsize=10)
+    explained = "left: mean of 20 iterations; right: band = 95 % bootstrap interval of the mean over domains"
+    figure.suptitle(f"{title}\n{explained}", fontsize=10)
     save_figure(figure, path / "figure.png")
 
 
@@ -766,7 +769,9 @@ class GaussianActor(nn.Module):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
         self.net = nn.Sequential(
-            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(), linear(64, 64, math.sqrt(2)), nn.Tanh(), linear(64, action_size, 0.01)
+            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(),
+            linear(64, 64, math.sqrt(2)), nn.Tanh(),
+            linear(64, action_size, 0.01),
         )
         self.log_std = nn.Parameter(torch.zeros(action_size))
 
@@ -781,7 +786,9 @@ class ValueCritic(nn.Module):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
         self.net = nn.Sequential(
-            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(), linear(64, 64, math.sqrt(2)), nn.Tanh(), linear(64, 1, 1.0)
+            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(),
+            linear(64, 64, math.sqrt(2)), nn.Tanh(),
+            linear(64, 1, 1.0),
         )
 
     def forward(self, obs):  # (N, obs) -> (N,)
@@ -896,7 +903,8 @@ def ppo(args):
     for iteration in range(first, iterations):
         rng = np.random.default_rng([args.seed, 0, iteration])
         domain = sample_domain(args.eps_tr, rng, envs[0].position_draws)
-        data = rollout(envs[0], numpy_policy(actor), actor.log_std.exp().detach().cpu().numpy(), domain, args.steps_per_iteration, rng)
+        std = actor.log_std.exp().detach().cpu().numpy()
+        data = rollout(envs[0], numpy_policy(actor), std, domain, args.steps_per_iteration, rng)
         batch = prepare(actor, critic, reward_scale, [data], args.gamma, args.gae_lambda)
 
         told = torch.zeros(3, device=args.device)
@@ -918,7 +926,7 @@ def ppo(args):
             "value_loss": losses[1],  # Eq. (9), in units of scaled reward, squared
             "log_std": losses[2],  # mean over action dimensions
             "seconds": round(run.elapsed(), 3),  # wall clock
-        }])  # fmt: skip
+        }])
         if iteration + 1 in evaluate_at:
             run.write("eval.csv", evaluate(envs, [numpy_policy(actor)], args.eps_te, args.eval_domains, step))
         if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
@@ -936,21 +944,24 @@ def draw_curves(args):
     """Learning curves of all finished runs with these settings, a panel for each environment; final returns as text."""
     found = find_runs(args, "baselines")
     if not found:
-        fail(f"no finished runs below {args.runs}/ with these settings: make them with python baselines.py --env {args.env} --seeds 0 1 2")
+        command = f"python baselines.py --env {args.env} --seeds 0 1 2"
+        fail(f"no finished runs below {args.runs}/ with these settings: {command} makes some")
     environments = sorted({env for env, _ in found})
     figure, axes = new_figure(columns=len(environments))
     for axis, env in zip(axes, environments):
         for index, algo in enumerate(algo for each, algo in found if each == env):
             paths = found[env, algo]
             points = np.unique(read_csv(paths[0] / "log.csv")["step"])
-            plot_interval(axis, points, np.stack([training_curve(path, points) for path in paths]), f"{algo}, {len(paths)} seeds", index)
+            curves = np.stack([training_curve(path, points) for path in paths])
+            plot_interval(axis, points, curves, f"{algo}, {len(paths)} seeds", index)
             finals = []
             for path in paths:
                 evaluation = read_csv(path / "eval.csv")
                 plain = (evaluation["step"] == evaluation["step"].max()) & (evaluation["eps_te"] == min(args.eps_te))
                 finals.append(evaluation["return"][plain].mean())
-            print(f"{env} {algo}: return at eps_te = {min(args.eps_te):g}, mean action, by seed {[round(value) for value in finals]}, "
-                  f"mean {np.mean(finals):.0f} +- {np.std(finals):.0f} (standard deviation over seeds)")  # fmt: skip
+            print(f"{env} {algo}: return with mean actions at eps_te = {min(args.eps_te):g}, by seed: "
+                  f"{' '.join(f'{value:.0f}' for value in finals)}; mean {np.mean(finals):.0f}, "
+                  f"standard deviation over seeds {np.std(finals):.0f}")
         millions(axis)
         axis.set(title=env, ylabel="training return")
         axis.legend(loc="best")

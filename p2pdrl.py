@@ -68,7 +68,7 @@ from baselines import (
     Progress, Rollout, Run, RunningNorm, check_args, discounted_sums, draw_run, evaluate, fail, find_runs, gae,
     held_out_domains, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, plot_interval, read_csv,
     report, rollout, run_seeds, save_figure, set_up_torch, training_curve,
-)  # fmt: skip
+)
 from randomised_envs import sample_domain
 
 LEARNING_RATE = {"p2pdrl": 1e-4, "ppo": 3e-4}  # App. A.2, by method
@@ -141,7 +141,9 @@ class GaussianActor(nn.Module):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
         self.net = nn.Sequential(
-            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(), linear(64, 64, math.sqrt(2)), nn.Tanh(), linear(64, action_size, 0.01)
+            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(),
+            linear(64, 64, math.sqrt(2)), nn.Tanh(),
+            linear(64, action_size, 0.01),
         )
         self.log_std = nn.Parameter(torch.zeros(action_size))
 
@@ -156,7 +158,9 @@ class ValueCritic(nn.Module):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
         self.net = nn.Sequential(
-            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(), linear(64, 64, math.sqrt(2)), nn.Tanh(), linear(64, 1, 1.0)
+            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(),
+            linear(64, 64, math.sqrt(2)), nn.Tanh(),
+            linear(64, 1, 1.0),
         )
 
     def forward(self, obs):  # (N, obs) -> (N,)
@@ -247,7 +251,7 @@ def gradients(actor, critic, peers, batch, clip, alpha, entropy_coef, max_grad_n
     return torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)]), told
 
 
-def update(agent, peers, batch, compute_gradients, args):                                               # Alg. 1, lines 13, 15
+def update(agent, peers, batch, compute_gradients, args):                                               # lines 13, 15
     """One step of Adam on theta_i and phi_i. `compute_gradients` is `gradients`, compiled or not."""
     agent.parameters.grad, told = compute_gradients(
         agent.actor, agent.critic, peers, batch, args.clip, args.alpha, args.entropy_coef, args.max_grad_norm
@@ -302,7 +306,8 @@ def train(args):
     learners = {"p2pdrl": args.agents, "ppo": 1}[args.method]
     cohort = [Agent(copy.deepcopy(actor), copy.deepcopy(critic), args.learning_rate) for _ in range(learners)]
 
-    parts = {f"{name}{i}": part for i, agent in enumerate(cohort) for name, part in vars(agent).items() if name != "parameters"}
+    names = ("actor", "critic", "reward_scale", "optimiser")
+    parts = {f"{name}{i}": getattr(agent, name) for i, agent in enumerate(cohort) for name in names}
     steps_per_domain = args.steps_per_iteration // args.agents
     iterations = args.total_steps // args.steps_per_iteration
     evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
@@ -348,7 +353,7 @@ def train(args):
                 "value_loss": losses[2],  # line 15, in units of scaled reward, squared
                 "entropy": losses[3],  # of the policy, in nats
                 "seconds": round(run.elapsed(), 3),  # wall clock
-            })  # fmt: skip
+            })
         run.write("log.csv", rows)
         if iteration + 1 in evaluate_at:
             policies = [numpy_policy(agent.actor) for agent in cohort]
@@ -383,7 +388,7 @@ def draw_figure(args):
         for method in LEARNING_RATE:
             if (env, method) not in found:
                 print(f"no finished run of {method} on {env} with these settings; this makes some:\n"
-                      f"    python p2pdrl.py --env {env} --method {method} --eps-tr {args.eps_tr:g} --seeds 0 1 2")  # fmt: skip
+                      f"    python p2pdrl.py --env {env} --method {method} --eps-tr {args.eps_tr:g} --seeds 0 1 2")
     if not found:
         fail(f"nothing to draw below {args.runs}/")
     figure, axes = new_figure(columns=len(environments))
@@ -397,7 +402,7 @@ def draw_figure(args):
                 x = test_returns(paths[0])[0]
                 values = np.stack([test_returns(path)[1] for path in paths])
                 print(f"{env} {method}, by seed: " + "; ".join(
-                    f"eps_te {eps:g}: {' '.join(f'{value:.0f}' for value in column)}" for eps, column in zip(x, values.T)))  # fmt: skip
+                    f"eps_te {eps:g}: {' '.join(f'{value:.0f}' for value in column)}" for eps, column in zip(x, values.T)))
             if paths:
                 style = {"marker": "o", "markersize": 4} if args.figure == "4" else {}
                 plot_interval(axis, x, values, f"{method}, {len(paths)} seeds", index, **style)
@@ -419,6 +424,7 @@ def show(path: Path, write_gif: bool):
     try:
         args = Args(**json.loads((path / "config.json").read_text())["settings"])
         state = torch.load(path / "checkpoint.pt", weights_only=True)["state"]
+        agents = max(int(name.removeprefix("actor")) for name in state if name.startswith("actor")) + 1
     except Exception as error:  # whatever a missing or damaged file raises
         fail(f"{path} is no run of p2pdrl.py with a checkpoint ({type(error).__name__})")
     if write_gif and sys.platform == "linux":
@@ -428,7 +434,7 @@ def show(path: Path, write_gif: bool):
     domain = held_out_domains(args.eps_tr, 1, env.position_draws)[0]
     print(domain)
     movies = []
-    for i in range(sum(name.startswith("actor") for name in state)):
+    for i in range(agents):
         actor = GaussianActor(env.observation_space.shape[0], env.action_space.shape[0])
         actor.load_state_dict(state[f"actor{i}"])
         try:

@@ -339,7 +339,7 @@ def draw(env: RandomisedEnv, eps: float, seed: int, path: str):
         unique = dict(zip(labels, handles))
         # Between title and panel, where it covers no curve.
         axis.legend(unique.values(), unique.keys(), loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=3,
-                    columnspacing=1, fontsize=8, frameon=False)  # fmt: skip
+                    columnspacing=1, fontsize=8, frameon=False)
         axis.set_ylabel("root's x (m)")
     for axis in axes[1]:
         axis.set_xlabel("time (s)")
@@ -398,7 +398,7 @@ def main():
         domain = env.domain
         position = np.atleast_1d(domain.position)
         print(f"{i + 1:>10} {domain.wind:8.2f} {domain.gravity:8.3f} {domain.friction:8.3f} {domain.mass:8.3f}   "
-              + " ".join(f"{offset:+.2f}" for offset in position))  # fmt: skip
+              + " ".join(f"{offset:+.2f}" for offset in position))
         env.reset()
     path = args.out or f"runs/domains-{args.env}-eps{eps:g}.png"
     try:

@@ -76,7 +76,7 @@ def measure_main_job(env_id: str, agents: int, compiled: bool, iterations: int, 
             list(self.pool.map(replay, *zip(*calls)))
             floor = time.perf_counter() - began
             rows.append({"total": total, "physics": floor, "policy": collecting - floor, "update": sum(updates),
-                         "rest": total - collecting - sum(updates)})  # fmt: skip
+                         "rest": total - collecting - sum(updates)})
             for record in (spans, updates, calls):
                 record.clear()
             self.began = time.perf_counter()
@@ -87,7 +87,7 @@ def measure_main_job(env_id: str, agents: int, compiled: bool, iterations: int, 
         args = p2pdrl.Args(
             env=env_id, agents=agents, compile=compiled, total_steps=4096 * (iterations + warm_up), learning_rate=1e-4,
             threads=os.cpu_count(), runs=folder, evaluations=1, eval_domains=1, eps_te=(0.2,), checkpoint_every=10,
-        )  # fmt: skip
+        )
         p2pdrl.train(args)
     kept = rows[warm_up:-1]  # the last iteration holds the evaluation
     seconds = {name: float(np.median([row[name] for row in kept])) for name in kept[0]}
