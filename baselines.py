@@ -33,7 +33,6 @@ You should know
 """
 
 import argparse
-import copy
 import csv
 import dataclasses
 import inspect
@@ -173,9 +172,8 @@ class Run:
         self.config = {"script": script, "settings": settings_of(args), "versions": versions()}
         self.state, self.iteration, self.finished, self.seconds = None, 0, False, 0.0
         self.sizes = {"log.csv": 0, "eval.csv": 0}
-        if args.overwrite and (self.path / "config.json").exists():
-            shutil.rmtree(self.path)
-        if (self.path / "config.json").exists():
+        self.overwrite = args.overwrite and (self.path / "config.json").exists()
+        if (self.path / "config.json").exists() and not self.overwrite:
             self._compare()
             self._load()
 
@@ -183,7 +181,7 @@ class Run:
         try:
             old = json.loads((self.path / "config.json").read_text())
             before, now = old["settings"], self.config["settings"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             fail(f"{self.path}/config.json is damaged: start anew with --overwrite, or choose another --runs folder")
         changed = [name for name in now if name not in FREE_SETTINGS and before.get(name) != now[name]]
         if changed:
@@ -197,7 +195,7 @@ class Run:
         if not path.exists():
             return  # killed before its first checkpoint
         try:
-            saved = torch.load(path, weights_only=True)
+            saved = torch.load(path, weights_only=True, map_location="cpu")
             self.state, self.iteration, self.finished = saved["state"], saved["iteration"], saved["finished"]
             self.seconds, self.sizes = saved["seconds"], saved["sizes"]
         except Exception as error:  # torch.load has no common class for what a damaged file raises
@@ -219,13 +217,16 @@ class Run:
                 fail(f"{self.path}/checkpoint.pt does not fit ({type(error).__name__}): start anew with --overwrite")
             print(f"resuming {self.path} after {self.iteration * steps_per_iteration:,} steps")
         try:
+            if self.overwrite:  # only now that nothing else can be wrong
+                shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             if not (self.path / "config.json").exists():
                 self._replace("config.json", lambda path: path.write_text(json.dumps(self.config, indent=1) + "\n"))
             self.files = {}
             for name, size in self.sizes.items():
+                (self.path / name).touch()
+                os.truncate(self.path / name, size)  # before opening: an open file would not notice
                 self.files[name] = open(self.path / name, "a", newline="")
-                self.files[name].truncate(size)
         except OSError as error:
             fail(f"cannot write to {self.path}: {error.strerror}")
         self.began = time.perf_counter() - self.seconds
@@ -287,7 +288,7 @@ def find_runs(args, script: str) -> dict[tuple[str, str], list[Path]]:
             if content["script"] != script:
                 continue
             same = all(settings.get(name) == value for name, value in wanted.items())
-            if same and torch.load(config.parent / "checkpoint.pt", weights_only=True)["finished"]:
+            if same and torch.load(config.parent / "checkpoint.pt", weights_only=True, map_location="cpu")["finished"]:
                 key = settings["env"], settings.get("method") or settings["algo"]
                 found.setdefault(key, []).append((settings["seed"], config.parent))
             else:
@@ -666,11 +667,15 @@ def millions(axis):
 
 
 def save_figure(figure, path: Path):
+    """Write it, make its folder if need be, and let go of its memory."""
+    import matplotlib.pyplot as plt
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     except OSError as error:
         fail(f"cannot write {path}: {error.strerror}")
+    plt.close(figure)
 
 
 def report(run: Run, title: str):

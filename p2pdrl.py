@@ -423,12 +423,14 @@ def show(path: Path, write_gif: bool):
     moving picture, side by side."""
     try:
         args = Args(**json.loads((path / "config.json").read_text())["settings"])
-        state = torch.load(path / "checkpoint.pt", weights_only=True)["state"]
+        state = torch.load(path / "checkpoint.pt", weights_only=True, map_location="cpu")["state"]
         agents = max(int(name.removeprefix("actor")) for name in state if name.startswith("actor")) + 1
     except Exception as error:  # whatever a missing or damaged file raises
         fail(f"{path} is no run of p2pdrl.py with a checkpoint ({type(error).__name__})")
-    if write_gif and sys.platform == "linux":
+    if sys.platform == "linux" and write_gif:
         os.environ.setdefault("MUJOCO_GL", "egl")  # needs no screen
+    elif sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        fail("no screen for a window here: --gif writes a moving picture instead")  # GLFW would abort the process
     size = {"width": 240, "height": 240} if write_gif else {}
     env = make_envs(args, 1, render_mode="rgb_array" if write_gif else "human", **size)[0]
     domain = held_out_domains(args.eps_tr, 1, env.position_draws)[0]

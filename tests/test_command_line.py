@@ -247,6 +247,14 @@ def test_gif_or_a_clear_line(reference):
         assert process.returncode == 2 and "OpenGL" in err.splitlines()[-1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen to ask for")
+def test_watch_without_a_screen(reference, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    _, err = run("p2pdrl.py", "--watch", reference[0], folder=reference[0].parent, status=2)
+    assert len(err.splitlines()) == 1 and "no screen" in err and "--gif" in err
+
+
 # Bad input ---------------------------------------------------------------------------------------------------
 
 BAD = [

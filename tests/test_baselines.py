@@ -1,0 +1,1027 @@
+"""Tests of baselines.py.
+
+Each piece is compared with a computation that is slow and obvious: a sum written as in the paper, a plain loop,
+torch.distributions, finite differences, numbers worked out by hand.
+"""
+
+import copy
+import csv
+import dataclasses
+import json
+import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import baselines  # noqa: E402
+from baselines import (  # noqa: E402
+    Batch, GaussianActor, Rollout, Run, RunningNorm, ValueCritic, bootstrap, clip_norm, discounted_sums, episode_return,
+    evaluate, find_runs, gae, gaussian_log_prob, held_out_domains, numpy_policy, one_vector, parse_args, ppo_gradients,
+    ppo_loss, prepare, read_csv, rollout, shuffle, smooth, training_curve, value_loss,
+)  # fmt: skip
+from randomised_envs import Domain, make_env  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+torch.set_num_threads(1)
+
+OBS, ACT = 5, 3  # sizes of hand-made observations and actions
+WINDY = Domain(wind=4.0, gravity=1.2, mass=0.8)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """MuJoCo writes its log to the current directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+# Helpers -------------------------------------------------------------------------------------------------
+
+
+def networks(seed=0):
+    """An actor and a critic that have seen data and do not have the tiny head of a beginner."""
+    torch.manual_seed(seed)
+    actor, critic = GaussianActor(OBS, ACT), ValueCritic(OBS)
+    with torch.no_grad():
+        actor.net[-1].weight.mul_(50)
+        actor.log_std.copy_(torch.tensor([-0.5, 0.0, 0.3]))
+    seen = np.random.default_rng(seed).normal(2.0, 3.0, (40, OBS))
+    actor.norm.absorb(seen)
+    critic.norm.absorb(seen)
+    return actor, critic
+
+
+def random_batch(actor, steps=24, shift=0.3, seed=1):
+    """Steps whose old log-probabilities differ from those of `actor`, some by more than the clip range."""
+    torch.manual_seed(seed)
+    obs, actions = torch.randn(steps, OBS) * 3 + 2, torch.randn(steps, ACT)
+    with torch.no_grad():
+        log_probs = gaussian_log_prob(*actor(obs), actions) + shift * torch.randn(steps)
+    return Batch(obs, actions, log_probs, torch.randn(steps), torch.randn(steps))
+
+
+def doubled(actor, batch):
+    """Both in float64, for finite differences."""
+    return copy.deepcopy(actor).double(), Batch(*(column.double() for column in batch))
+
+
+def finite_difference(function, parameter, index, step=1e-6):
+    """Central difference of function() with respect to one entry of a parameter."""
+    flat = parameter.data.view(-1)
+    before, values = flat[index].item(), []
+    for sign in (1, -1):
+        flat[index] = before + sign * step
+        values.append(function().item())
+    flat[index] = before
+    return (values[0] - values[1]) / (2 * step)
+
+
+def hopper(limit=8):  # steps: with the policy below, some episodes end by a fall, some by the limit
+    return make_env("Hopper-v4", max_episode_steps=limit)
+
+
+def nod(obs):
+    """A policy: some function of the observation, with values outside the action space too."""
+    return (1.5 * np.sin(3 * obs[:3] + obs[5:8])).astype(np.float32)
+
+
+def stand(obs):
+    return np.zeros(3, np.float32)
+
+
+def same(first: Rollout, second: Rollout):
+    return all(np.array_equal(a, b) for a, b in zip(first, second))
+
+
+def random_rollout(steps, ends, terminated, seed=0):
+    rng = np.random.default_rng(seed)
+    obs, next_obs = rng.normal(2, 3, (2, steps, OBS)).astype(np.float32)
+    actions = rng.normal(size=(steps, ACT)).astype(np.float32)
+    flags = np.zeros((2, steps), bool)
+    flags[0, terminated], flags[1, ends] = True, True
+    return Rollout(obs, actions, rng.normal(3, 10, steps), next_obs, flags[0], flags[1], np.zeros(1))
+
+
+# Advantages ----------------------------------------------------------------------------------------------
+
+
+def slow_gae(rewards, values, next_values, terminated, ends, gamma, gae_lambda):
+    """The sum of the definition, written out."""
+    advantages = []
+    for t in range(len(rewards)):
+        total = 0.0
+        for l in range(len(rewards) - t):
+            future = 0.0 if terminated[t + l] else next_values[t + l]
+            total += (gamma * gae_lambda) ** l * (rewards[t + l] + gamma * future - values[t + l])
+            if ends[t + l]:
+                break
+        advantages.append(total)
+    return np.array(advantages)
+
+
+def episodes(seed=0, steps=30):
+    """Rewards, values, next_values, terminated, ends: a death, a time limit, a death at once, the end of the batch."""
+    rng = np.random.default_rng(seed)
+    terminated, ends = np.zeros((2, steps), bool)
+    terminated[[7, 19]] = True
+    ends[[7, 18, 19, steps - 1]] = True
+    return *rng.normal(size=(3, steps)), terminated, ends
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 0.95, 1.0])
+def test_gae_is_the_sum_of_its_definition(gae_lambda):
+    """Eq. (11): sum over l of (gamma lambda)^l delta_{t+l}, until the episode ends."""
+    data = episodes()
+    np.testing.assert_allclose(gae(*data, 0.9, gae_lambda), slow_gae(*data, 0.9, gae_lambda), rtol=1e-12)
+
+
+def test_gae_with_lambda_zero_is_the_td_error():
+    """A_t = r_t + gamma V(s_{t+1}) - V(s_t)."""
+    rewards, values, next_values, terminated, ends = data = episodes()
+    expected = rewards + 0.9 * np.where(terminated, 0, next_values) - values
+    np.testing.assert_allclose(gae(*data, 0.9, 0.0), expected, rtol=1e-12)
+
+
+def test_gae_with_lambda_one_is_the_discounted_return_minus_the_value():
+    """With consistent values (the next state's value is the next value) all in between cancels."""
+    rewards, values, next_values, terminated, ends = episodes()
+    inner = np.flatnonzero(~ends)
+    next_values[inner] = values[inner + 1]
+    expected = []
+    for t in range(len(rewards)):
+        last = t + np.argmax(ends[t:])
+        tail = 0 if terminated[last] else 0.9 ** (last - t + 1) * next_values[last]
+        expected.append(sum(0.9 ** (s - t) * rewards[s] for s in range(t, last + 1)) + tail - values[t])
+    np.testing.assert_allclose(gae(rewards, values, next_values, terminated, ends, 0.9, 1.0), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("terminated", "ends", "expected"),
+    [
+        # delta_1 = 4 - 3 = 1 where it died, 4 + .5 * 8 - 3 = 5 where it was cut; delta_0 = 2 + .5 * 3 - 1 = 2.5
+        ([False, True], [False, True], [2.5 + 0.25 * 1, 1]),
+        ([False, False], [False, True], [2.5 + 0.25 * 5, 5]),
+        ([False, False], [True, True], [2.5, 5]),
+        ([True, True], [True, True], [2 - 1, 1]),
+    ],
+)
+def test_a_time_limit_is_worth_the_future_and_a_death_nothing(terminated, ends, expected):
+    """Two steps by hand: rewards 2, 4; values 1, 3; next values 3, 8; gamma = lambda = 1/2."""
+    data = np.array([2.0, 4.0]), np.array([1.0, 3.0]), np.array([3.0, 8.0]), np.array(terminated), np.array(ends)
+    assert gae(*data, 0.5, 0.5).tolist() == expected
+
+
+def test_discounted_sums():
+    """By hand with gamma = 1/2; by the definition, sum over the episode's past, with random numbers."""
+    ends = np.array([False, False, True, False])
+    assert discounted_sums(np.array([1.0, 2.0, 3.0, 4.0]), ends, 0.5).tolist() == [1, 2.5, 4.25, 4]
+    rewards, ends = np.random.default_rng(0).normal(size=50), np.arange(50) % 13 == 12
+    expected = [sum(0.9 ** (t - s) * rewards[s] for s in range(t // 13 * 13, t + 1)) for t in range(50)]
+    np.testing.assert_allclose(discounted_sums(rewards, ends, 0.9), expected, rtol=1e-12)
+
+
+# The normaliser ------------------------------------------------------------------------------------------
+
+
+def test_running_norm_knows_mean_and_variance_of_all_it_absorbed():
+    """Chunks of any size, on a large offset, against numpy on the whole."""
+    data = np.random.default_rng(0).normal([1000, -3, 0], [1, 0.01, 50], (500, 3))
+    norm = RunningNorm((3,))
+    for chunk in np.split(data, [1, 2, 10, 300]):
+        norm.absorb(chunk)
+    np.testing.assert_allclose(norm.mean.numpy(), data.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(norm.var.numpy(), data.var(0), rtol=1e-9)
+    assert norm.count == 500
+    np.testing.assert_allclose(norm.std().numpy(), data.std(0), rtol=1e-3)
+
+
+def test_running_norm_of_scalars():
+    """As the scale of rewards uses it."""
+    norm = RunningNorm(())
+    norm.absorb(np.array([1.0, 2.0]))
+    norm.absorb(np.array([3.0]))
+    assert norm.mean == 2 and norm.var.item() == pytest.approx(2 / 3)
+
+
+def test_running_norm_maps_to_zero_mean_and_unit_variance_clipped():
+    """(x - mean) / std, at most 10 standard deviations; looking changes nothing."""
+    data = np.random.default_rng(0).normal([5, -3], [2, 0.1], (400, 2))
+    norm = RunningNorm((2,))
+    x = torch.tensor([[5.0, -3.0], [9.0, -3.2], [1000.0, -1000.0]])
+    assert torch.equal(norm(x[:1]), x[:1])  # before any data: as it is
+    norm.absorb(data)
+    before = copy.deepcopy(norm.state_dict())
+    expected = np.clip((x.numpy() - data.mean(0)) / data.std(0), -10, 10)
+    np.testing.assert_allclose(norm(x).numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert norm(x)[2].tolist() == [10, -10] and norm(x).dtype == torch.float32
+    assert all(torch.equal(before[name], value) for name, value in norm.state_dict().items())
+
+
+def test_running_norm_is_saved_with_its_statistics():
+    """A state_dict carries mean, variance and count; the copy goes on as the original does."""
+    first, second = RunningNorm((2,)), RunningNorm((2,))
+    first.absorb(np.array([[1.0, 2.0], [3.0, 5.0]]))
+    second.load_state_dict(first.state_dict())
+    for norm in (first, second):
+        norm.absorb(np.array([[7.0, 7.0]]))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    assert len(first.state_dict()) == 3 and not list(first.parameters())
+
+
+def test_running_norm_of_constant_data_stays_finite():
+    """An observation that never changed becomes 0, and a change of it at most 10."""
+    norm = RunningNorm((1,))
+    norm.absorb(np.full((100, 1), 1.25))
+    assert norm(torch.tensor([[1.25], [2.0], [-2.0]])).flatten().tolist() == [0, 10, -10]
+
+
+# Parameters as one vector, policies in numpy --------------------------------------------------------------
+
+
+def test_parameters_are_views_of_one_vector():
+    """What changes one changes the other, also after load_state_dict; nothing is lost on the way."""
+    actor, critic = networks()
+    before = [parameter.detach().clone() for network in (actor, critic) for parameter in network.parameters()]
+    vector = one_vector(actor, critic)
+    after = [parameter for network in (actor, critic) for parameter in network.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    assert torch.equal(vector.detach(), torch.cat([parameter.flatten() for parameter in before]))
+
+    vector.data.fill_(0.25)
+    assert all((parameter == 0.25).all() for parameter in after)
+    after[-1].data.fill_(7.0)
+    assert vector[-1] == 7 and (vector[:-1] == 0.25).all()
+
+    other, _ = networks(seed=5)
+    actor.load_state_dict(other.state_dict())
+    expected = torch.cat([parameter.detach().flatten() for parameter in other.parameters()])
+    assert torch.equal(vector.detach()[: len(expected)], expected)
+    vector.data.zero_()
+    assert actor.log_std.abs().sum() == 0
+
+
+def test_adam_on_the_vector_is_adam_on_the_parameters():
+    """Five steps with the same gradients."""
+    actor, _ = networks()
+    slow = copy.deepcopy(actor)
+    vector = one_vector(actor)
+    fast_adam = torch.optim.Adam([vector], lr=1e-2, eps=1e-5, fused=True)
+    slow_adam = torch.optim.Adam(slow.parameters(), lr=1e-2, eps=1e-5, fused=False)
+    for step in range(5):
+        gradients = [torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) for p in slow.parameters()]
+        vector.grad = torch.cat([gradient.flatten() for gradient in gradients])
+        for parameter, gradient in zip(slow.parameters(), gradients):
+            parameter.grad = gradient
+        fast_adam.step()
+        slow_adam.step()
+    for fast, expected in zip(actor.parameters(), slow.parameters()):
+        torch.testing.assert_close(fast, expected, rtol=0, atol=1e-6)
+
+
+def test_the_policy_in_numpy_is_the_actor():
+    """Same means for random observations, also far outside what the normaliser knows."""
+    actor, _ = networks()
+    policy = numpy_policy(actor)
+    for scale in (1, 3, 100):
+        obs = np.random.default_rng(scale).normal(2, scale, (20, OBS))
+        expected = actor(torch.tensor(obs, dtype=torch.float32))[0].detach().numpy()
+        np.testing.assert_allclose([policy(row) for row in obs], expected, rtol=1e-4, atol=1e-5)
+        assert expected.std() > 0.05
+
+
+def test_the_policy_in_numpy_is_a_snapshot():
+    """Neither training nor new statistics of the actor reach it."""
+    actor, _ = networks()
+    policy, obs = numpy_policy(actor), np.ones(OBS)
+    before = policy(obs)
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(1.0)
+    actor.norm.absorb(np.full((1000, OBS), 50.0))
+    assert np.array_equal(policy(obs), before)
+    assert not np.allclose(numpy_policy(actor)(obs), before)
+
+
+# Rollouts ------------------------------------------------------------------------------------------------
+
+
+def watched(env):
+    """The environment, and lists of what it is given and says: actions, domains."""
+    actions, domains, step = [], [], env.step
+
+    def watched_step(action):
+        result = step(action)
+        actions.append(np.array(action))
+        domains.append(result[4]["domain"])
+        return result
+
+    env.step = watched_step
+    return env, actions, domains
+
+
+def test_rollout_is_a_plain_loop():
+    """Step by step against a loop of the test's own, over deaths, time limits and the end of the batch."""
+    steps, std = 80, np.array([0.5, 1.0, 2.0], np.float32)
+    env, played, domains = watched(hopper())
+    data = rollout(env, nod, std, WINDY, steps, np.random.default_rng(3))
+
+    rng = np.random.default_rng(3)
+    noise = rng.standard_normal((steps, 3), dtype=np.float32)
+    env = hopper()
+    obs, _ = env.reset(seed=int(rng.integers(2**31)), options={"domain": WINDY})
+    returns, total, kinds = [], 0.0, set()
+    for t in range(steps):
+        action = nod(obs) + std * noise[t]
+        after, reward, died, out_of_time, _ = env.step(np.clip(action, -1, 1))
+        np.testing.assert_allclose(data.actions[t], action, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(played[t], np.clip(action, -1, 1), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(data.obs[t], obs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(data.next_obs[t], after, rtol=1e-5, atol=1e-5)
+        assert data.rewards[t] == pytest.approx(reward, rel=1e-6)
+        assert data.terminated[t] == died
+        assert data.ends[t] == (died or out_of_time or t == steps - 1)
+        total += reward
+        obs = after
+        if died or out_of_time:
+            kinds.add("death" if died else "limit")
+            returns.append(total)
+            total = 0.0
+            obs, _ = env.reset(options={"domain": WINDY})
+    np.testing.assert_allclose(data.returns, returns, rtol=1e-6)
+    assert kinds == {"death", "limit"} and not (died or out_of_time)  # all three kinds of end were there
+    assert np.abs(data.actions).max() > 1
+    assert domains == [WINDY] * steps
+    assert data.obs.dtype == data.next_obs.dtype == data.actions.dtype == np.float32
+
+
+def test_the_last_observation_of_an_episode_is_not_the_first_of_the_next():
+    """Within an episode next_obs is the next obs; at its end it is not."""
+    data = rollout(hopper(), nod, np.ones(3, np.float32), WINDY, 80, np.random.default_rng(0))
+    continued = (data.next_obs[:-1] == data.obs[1:]).all(1)
+    assert np.array_equal(continued, ~data.ends[:-1]) and data.ends[:-1].sum() >= 3
+
+
+def test_a_time_limit_is_an_end_but_no_death():
+    """Episodes of ten steps, too short to fall: every tenth step ends, none terminates."""
+    data = rollout(hopper(10), stand, np.zeros(3, np.float32), Domain(), 45, np.random.default_rng(0))
+    assert np.flatnonzero(data.ends).tolist() == [9, 19, 29, 39, 44]
+    assert not data.terminated.any()
+    expected = [data.rewards[start : start + 10].sum() for start in (0, 10, 20, 30)]
+    np.testing.assert_allclose(data.returns, expected)
+
+
+def test_a_rollout_without_a_finished_episode_has_the_return_so_far():
+    """There is always a return to be logged."""
+    data = rollout(hopper(1000), nod, np.zeros(3, np.float32), Domain(), 5, np.random.default_rng(0))
+    assert data.returns.tolist() == pytest.approx([data.rewards.sum()])
+    assert data.ends.tolist() == [False] * 4 + [True]
+
+
+def test_a_rollout_depends_on_its_generator_alone():
+    """Not on threads, and not on what its environment did before."""
+
+    def act(job):
+        env, seed = job
+        return rollout(env, nod, np.ones(3, np.float32), WINDY, 60, np.random.default_rng(seed))
+
+    envs = [hopper() for _ in range(4)]
+    alone = [act((hopper(), seed)) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(same, alone, pool.map(act, zip(envs, range(4)))))
+        assert all(map(same, alone[::-1], pool.map(act, zip(envs, (3, 2, 1, 0)))))
+    assert not same(alone[0], alone[1])
+
+
+# Evaluation ----------------------------------------------------------------------------------------------
+
+
+def test_held_out_domains_are_always_the_same():
+    """A longer list only continues; another eps means other domains; all within Table 1; none repeats."""
+    assert held_out_domains(0.5, 3) == held_out_domains(0.5, 5)[:3]
+    assert held_out_domains(0.0, 2) == [Domain(), Domain()]
+    values = []
+    for eps in (0.2, 0.4, 1.0):
+        for domain in held_out_domains(eps, 200):
+            width = np.array([5 * eps, 0.25 * eps, 0.3 * eps, 0.5 * eps, eps])
+            offset = np.array(dataclasses.astuple(domain)) - [0, 1, 1, 1, 0]
+            assert (np.abs(offset) <= width + 1e-12).all()
+            values.append(offset / width)
+    assert len(np.unique(np.round(values, 9), axis=0)) == 600  # not one draw scaled
+    assert np.abs(np.mean(values, axis=0)).max() < 0.1 and np.abs(values).max() > 0.95
+    assert len(held_out_domains(0.5, 1, hinges=4)[0].position) == 4
+
+
+def test_held_out_domains_meet_no_training_run():
+    """Training draws from (seed, agent, iteration); no seed that is allowed has the key of the test domains."""
+    first = held_out_domains(0.2, 1)[0]
+    for seed in (0, 1, 2**32 - 2):
+        assert baselines.sample_domain(0.2, np.random.default_rng([seed, 2000, 0])) != first
+
+
+def test_episode_return_is_a_plain_loop():
+    """Mean actions, clipped, until death or time limit, rewards summed."""
+    for limit in (5, 1000):
+        env = hopper(limit)
+        obs, _ = env.reset(seed=4, options={"domain": WINDY})
+        total, over = 0.0, False
+        while not over:
+            obs, reward, died, out_of_time, _ = env.step(np.clip(nod(obs), -1, 1))
+            total, over = total + reward, died or out_of_time
+        assert episode_return(hopper(limit), nod, WINDY, seed=4) == pytest.approx(total, rel=1e-9)
+
+
+def test_evaluate_is_episode_return_in_every_held_out_domain():
+    """Rows complete and in order, domain by domain; the same with one environment and with three."""
+    policies = [nod, lambda obs: -nod(obs)]
+    rows = evaluate([hopper()], policies, (0.0, 0.8), 3, step=77)
+    expected = [
+        {"step": 77, "agent": agent, "eps_te": eps, "domain": i,
+         "return": episode_return(hopper(), policies[agent], held_out_domains(eps, 3)[i], seed=i)}
+        for agent in (0, 1) for eps in (0.0, 0.8) for i in (0, 1, 2)
+    ]  # fmt: skip
+    assert rows == expected
+    assert rows == evaluate([hopper() for _ in range(3)], policies, (0.0, 0.8), 3, step=77)
+    assert len({row["return"] for row in rows}) == len(rows)
+
+
+def test_evaluate_passes_on_what_goes_wrong():
+    """An error in a policy is an error, and no endless wait for a free environment."""
+
+    def broken(obs):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        evaluate([hopper()], [broken], (0.0,), 3, step=0)
+
+
+# PPO: losses ---------------------------------------------------------------------------------------------
+
+
+def test_networks_are_what_the_docstring_says():
+    """64-64 tanh, orthogonal with gains sqrt 2, sqrt 2 and .01 or 1, zero biases, standard deviation 1."""
+    torch.manual_seed(0)
+    for network, outputs, gain in ((GaussianActor(OBS, ACT), ACT, 0.01), (ValueCritic(OBS), 1, 1.0)):
+        assert [type(module) for module in network.net] == [nn.Linear, nn.Tanh, nn.Linear, nn.Tanh, nn.Linear]
+        shapes, gains = [(64, OBS), (64, 64), (outputs, 64)], [math.sqrt(2), math.sqrt(2), gain]
+        for layer, shape, expected in zip(network.net[::2], shapes, gains):
+            assert layer.weight.shape == shape and layer.bias.abs().max() == 0
+            torch.testing.assert_close(torch.linalg.svdvals(layer.weight), torch.full((min(shape),), expected))
+    assert GaussianActor(OBS, ACT).log_std.tolist() == [0] * ACT
+    assert ValueCritic(OBS)(torch.zeros(7, OBS)).shape == (7,)
+
+
+def test_gaussian_log_prob():
+    """Against torch.distributions."""
+    torch.manual_seed(0)
+    mean, log_std, actions = torch.randn(50, ACT), torch.tensor([-1.0, 0.0, 0.7]), 2 * torch.randn(50, ACT)
+    expected = torch.distributions.Normal(mean, log_std.exp()).log_prob(actions).sum(1)
+    torch.testing.assert_close(gaussian_log_prob(mean, log_std, actions), expected)
+
+
+def slow_ppo_loss(actor, batch, clip):
+    """Eq. (7), negated, sample by sample."""
+    total = 0.0
+    for obs, action, log_prob, advantage, _ in zip(*batch):
+        mean, log_std = actor(obs[None])
+        new = sum(
+            -((a - m) ** 2) / (2 * math.exp(2 * s)) - s - math.log(math.sqrt(2 * math.pi))
+            for a, m, s in zip(action.tolist(), mean[0].tolist(), log_std.tolist())
+        )
+        ratio, advantage = math.exp(new - log_prob.item()), advantage.item()
+        total += min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)
+    return -total / len(batch.obs)
+
+
+@pytest.mark.parametrize("clip", [0.05, 0.2, 0.6])
+def test_ppo_loss_is_the_clipped_surrogate(clip):
+    """Eq. (7), against a loop over samples, with ratios on both sides of both bounds."""
+    actor, _ = networks()
+    batch = random_batch(actor)
+    assert ppo_loss(actor, batch, clip).item() == pytest.approx(slow_ppo_loss(actor, batch, clip), rel=1e-4)
+
+
+def test_ppo_loss_starts_with_the_policy_gradient():
+    """At ratio 1 its gradient is that of -E[A log pi], here by finite differences in float64."""
+    actor, batch = doubled(networks()[0], random_batch(networks()[0], shift=0.0))
+    batch = batch._replace(log_probs=gaussian_log_prob(*actor(batch.obs), batch.actions).detach())
+    ppo_loss(actor, batch, 0.2).backward()
+
+    def objective():
+        normal = torch.distributions.Normal(actor(batch.obs)[0], actor.log_std.exp())
+        return -(batch.advantages * normal.log_prob(batch.actions).sum(1)).mean()
+
+    for parameter, index in ((actor.log_std, 1), (actor.net[0].weight, 33), (actor.net[2].bias, 5), (actor.net[4].weight, 70)):
+        slope = finite_difference(objective, parameter, index)
+        assert parameter.grad.view(-1)[index].item() == pytest.approx(slope, rel=1e-5)
+        assert abs(slope) > 1e-5
+
+
+@pytest.mark.parametrize(("shift", "sign", "moves"), [(-0.5, 1, False), (0.5, -1, False), (-0.5, -1, True), (0.5, 1, True)])
+def test_a_clipped_step_pushes_no_further(shift, sign, moves):
+    """No gradient where the ratio has left the clip range in the advantage's direction; else there is one."""
+    actor, _ = networks()
+    batch = random_batch(actor, shift=0.0)
+    batch = batch._replace(log_probs=batch.log_probs + shift, advantages=sign * torch.ones(len(batch.obs)))
+    ppo_loss(actor, batch, 0.2).backward()
+    assert all((parameter.grad.abs().max() > 0) == moves for parameter in actor.parameters())
+
+
+def test_value_loss_is_the_mean_square_error():
+    """Eq. (9), sample by sample."""
+    actor, critic = networks()
+    batch = random_batch(actor)
+    expected = np.mean([(critic(obs[None]).item() - target.item()) ** 2 for obs, target in zip(batch.obs, batch.targets)])
+    assert value_loss(critic, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["log_probs", "advantages", "targets"])
+def test_columns_of_shape_n_by_1_are_refused(name):
+    """(N, 1) against (N,) would broadcast to (N, N), and train on nonsense without a word."""
+    actor, critic = networks()
+    batch = random_batch(actor)
+    batch = batch._replace(**{name: getattr(batch, name)[:, None]})
+    with pytest.raises(AssertionError):
+        ppo_loss(actor, batch, 0.2)
+        value_loss(critic, batch)
+
+
+# PPO: update ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.4, 0.6, 100.0])
+def test_clip_norm(size):
+    """Against torch.nn.utils.clip_grad_norm_: a short gradient stays, a long one gets length .5."""
+    parameter = nn.Parameter(torch.zeros(10))
+    gradient = torch.randn(10, generator=torch.Generator().manual_seed(0))
+    gradient *= size / gradient.norm()
+    parameter.grad = gradient.clone()
+    nn.utils.clip_grad_norm_([parameter], 0.5)
+    torch.testing.assert_close(clip_norm(gradient, 0.5), parameter.grad)
+
+
+@pytest.mark.parametrize("max_grad_norm", [1e-3, 0.5, 1e3])
+def test_ppo_gradients_are_those_of_both_losses(max_grad_norm):
+    """Against .backward() on losses with normalised advantages, each network clipped by itself."""
+    actor, critic = networks()
+    batch = random_batch(actor)
+    gradient, told = ppo_gradients(actor, critic, batch, 0.2, max_grad_norm)
+
+    advantages = batch.advantages.numpy()
+    normalised = (advantages - advantages.mean()) / advantages.std(ddof=1)
+    surrogate = ppo_loss(actor, batch._replace(advantages=torch.tensor(normalised)), 0.2)
+    error = value_loss(critic, batch)
+    (surrogate + error).backward()
+    expected = []
+    for network in (actor, critic):
+        nn.utils.clip_grad_norm_(network.parameters(), max_grad_norm)
+        expected += [parameter.grad.flatten() for parameter in network.parameters()]
+    torch.testing.assert_close(gradient, torch.cat(expected), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(told, torch.stack([surrogate, error, actor.log_std.mean()]))
+    assert not told.requires_grad
+
+
+def test_prepare_joins_rollouts_with_what_the_current_networks_say():
+    """Order, ratio 1, advantages and targets (advantage + value) by slow sums, rewards divided by their scale."""
+    actor, critic = networks()
+    rollouts = [random_rollout(20, [6, 13, 19], [6]), random_rollout(30, [29], [], seed=1)]
+    reward_scale, sums = RunningNorm(()), []
+    for _ in range(2):  # the scale remembers the first time
+        batch = prepare(actor, critic, reward_scale, rollouts, 0.9, 0.8)
+        sums += [discounted_sums(data.rewards, data.ends, 0.9) for data in rollouts]
+    scale = np.concatenate(sums).std()
+    assert reward_scale.std().item() == pytest.approx(scale, rel=1e-9) and reward_scale.count == 100
+    assert scale > 5
+
+    assert np.array_equal(batch.obs, np.concatenate([data.obs for data in rollouts]))
+    assert np.array_equal(batch.actions, np.concatenate([data.actions for data in rollouts]))
+    with torch.no_grad():
+        values, next_values = (
+            [critic(torch.tensor(getattr(data, name))).double().numpy() for data in rollouts] for name in ("obs", "next_obs")
+        )
+        ratio = (torch.distributions.Normal(actor(batch.obs)[0], actor.log_std.exp()).log_prob(batch.actions).sum(1) - batch.log_probs).exp()
+    torch.testing.assert_close(ratio, torch.ones(50), rtol=0, atol=1e-5)
+    advantages = np.concatenate([
+        slow_gae(data.rewards / scale, value, next_value, data.terminated, data.ends, 0.9, 0.8)
+        for data, value, next_value in zip(rollouts, values, next_values)
+    ])  # fmt: skip
+    np.testing.assert_allclose(batch.advantages, advantages, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.targets, advantages + np.concatenate(values), rtol=1e-4, atol=1e-5)
+    assert all(column.dtype == torch.float32 and not column.requires_grad for column in batch)
+    assert all(column.shape == (50,) for column in batch[2:])
+
+
+def test_rewards_are_divided_by_a_scale_but_never_shifted():
+    """A constant added to all rewards is not taken away again: it moves the advantages."""
+    actor, critic = networks()
+    data = random_rollout(20, [19], [19])
+    zero = prepare(actor, critic, RunningNorm(()), [data._replace(rewards=np.zeros(20))], 0.0, 0.0)
+    one = prepare(actor, critic, RunningNorm(()), [data._replace(rewards=np.arange(20.0))], 0.0, 0.0)
+    expected = torch.arange(20) / np.arange(20).std()
+    torch.testing.assert_close(one.advantages - zero.advantages, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_shuffle_is_a_permutation_cut_into_equal_pieces():
+    """Every step once, its columns together, in an order of the generator's."""
+    steps = torch.arange(24.0)
+    batch = Batch(steps[:, None].repeat(1, OBS), steps[:, None] * torch.ones(ACT), steps, steps, steps)
+    pieces = shuffle(batch, 4, np.random.default_rng(0))
+    assert [len(piece.obs) for piece in pieces] == [6] * 4
+    for piece in pieces:
+        for column in piece:
+            assert torch.equal(column.reshape(6, -1)[:, 0], piece.log_probs)
+    order = torch.cat([piece.log_probs for piece in pieces])
+    assert sorted(order.tolist()) == steps.tolist() and order.tolist() != steps.tolist()
+    again = torch.cat([piece.log_probs for piece in shuffle(batch, 4, np.random.default_rng(0))])
+    other = torch.cat([piece.log_probs for piece in shuffle(batch, 4, np.random.default_rng(1))])
+    assert torch.equal(order, again) and not torch.equal(order, other)
+
+
+# Command line --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Settings:
+    # amounts
+    steps: int = 4096  # how many of them
+    learning_rate: float = 0.5  # 95 % of it
+    limit: float | None = None  # none if not given
+
+    # kinds
+    kind: Literal["", "3", "4"] = ""  # which of them
+    name: str = "Hopper"  # what it is called
+    dry: bool = True  # without water
+    strengths: tuple[float, ...] = (0.0, 0.5)  # one after the other
+    seeds: tuple[int, ...] = ()  # of which kind
+    hidden = 3  # no field of the dataclass
+
+
+def parsed(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["program.py", *arguments])
+    return parse_args(Settings, "What it does.")
+
+
+def test_parse_args_without_arguments_is_the_dataclass(monkeypatch):
+    """All defaults."""
+    assert parsed(monkeypatch) == Settings()
+
+
+def test_parse_args_by_type(monkeypatch):
+    """Whole numbers as people write them, float | None, Literal, booleans both ways, tuples, also empty."""
+    given = parsed(monkeypatch, "--steps", "2e6", "--learning-rate", "3e-4", "--limit", "1", "--kind", "4", "--name", "A b",
+                   "--no-dry", "--strengths", "0", ".25", "1", "--seeds", "1", "2e1", "1_000")  # fmt: skip
+    expected = Settings(2_000_000, 3e-4, 1.0, "4", "A b", False, (0.0, 0.25, 1.0), (1, 20, 1000))
+    assert given == expected
+    assert [type(value) for value in vars(given).values()] == [type(value) for value in vars(expected).values()]
+    assert type(given.seeds[1]) is int and type(given.strengths[0]) is float
+    assert parsed(monkeypatch, "--strengths", "--seeds") == Settings(strengths=())
+    assert parsed(monkeypatch, "--dry").dry is True
+
+
+def test_the_help_has_groups_comments_and_defaults(monkeypatch, capsys):
+    """From the comments in the dataclass; a % in them does no harm."""
+    with pytest.raises(SystemExit) as exit_:
+        parsed(monkeypatch, "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert exit_.value.code == 0
+    assert "What it does." in text and "amounts: --steps" in text and "kinds: --kind {,3,4}" in text
+    assert "--steps STEPS how many of them (default: 4096)" in text
+    assert "95 % of it (default: 0.5)" in text and "--dry, --no-dry" in text
+    assert "hidden" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--steps", "2.5"], "--steps"),
+        (["--steps", "inf"], "--steps"),
+        (["--steps", "nan"], "--steps"),
+        (["--steps", "many"], "--steps"),
+        (["--learning-rate", "fast"], "--learning-rate"),
+        (["--limit", "none"], "--limit"),
+        (["--kind", "5"], "--kind"),
+        (["--seeds", "0.5"], "--seeds"),
+        (["--step", "1"], "--step"),  # no abbreviations
+        (["--unknown"], "--unknown"),
+        (["3"], "3"),
+    ],
+)
+def test_parse_args_says_in_one_line_what_is_wrong(monkeypatch, capsys, arguments, word):
+    """One line on stderr, exit status 2."""
+    with pytest.raises(SystemExit) as exit_:
+        parsed(monkeypatch, *arguments)
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out) == (2, "")
+    assert err.startswith("program.py: ") and word in err and err.count("\n") == 1
+
+
+def test_every_setting_of_the_script_has_an_option(monkeypatch):
+    """No field is lost for want of a comment."""
+    shown = []
+    monkeypatch.setattr(baselines.Parser, "parse_args", lambda parser: shown.extend(parser._actions) or baselines.Args())
+    parse_args(baselines.Args, "")
+    fields = {field.name: field.default for field in dataclasses.fields(baselines.Args)}
+    assert {action.dest: action.default for action in shown if action.dest != "help"} == fields
+    assert all(action.help for action in shown)
+
+
+# Run folder ----------------------------------------------------------------------------------------------
+
+
+def arguments(tmp_path, **changes):
+    return baselines.Args(**{"runs": str(tmp_path / "runs"), "seed": 3} | changes)
+
+
+def part():
+    """Something with a state_dict."""
+    return RunningNorm(())
+
+
+def row(step, value=0.5):
+    return [{"step": step, "agent": 0, "return": value}]
+
+
+def begin(tmp_path, **changes):
+    """A run with its folder made, and its one part."""
+    run, norm = Run(arguments(tmp_path, **changes), "baselines", "ppo"), part()
+    run.resume({"norm": norm}, 10)
+    return run, norm
+
+
+def finished_run(tmp_path, finished=True, value=0.5, **changes):
+    run, norm = begin(tmp_path, **changes)
+    run.write("log.csv", row(10, value))
+    run.write("eval.csv", row(10, value))
+    norm.absorb(np.array([1.0, 2.0]))
+    run.save({"norm": norm}, 1, finished=finished)
+    return run
+
+
+def refused(capsys, function, status=2):
+    """The line with which a call ends the program."""
+    with pytest.raises(SystemExit) as exit_:
+        function()
+    out, err = capsys.readouterr()
+    assert exit_.value.code == status and err.count("\n") == 1 and err.endswith("\n")
+    return err
+
+
+def test_nothing_is_on_disk_before_resume(tmp_path):
+    """Whatever is refused while a run is being set up leaves no trace."""
+    run = Run(arguments(tmp_path), "baselines", "ppo")
+    assert list(tmp_path.iterdir()) == []
+    assert run.resume({"norm": part()}, 10) == 0
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.json", "eval.csv", "log.csv"]
+    assert run.path.name == "baselines-ppo-Hopper-v4-eps0-seed3"
+    config = json.loads((run.path / "config.json").read_text())
+    assert config["settings"]["seed"] == 3 and config["script"] == "baselines" and "torch" in config["versions"]
+
+
+def test_overwriting_destroys_nothing_before_resume(tmp_path):
+    """A finished run is not lost to a command that is refused later, for its device or its environment."""
+    old = finished_run(tmp_path)
+    run = Run(arguments(tmp_path, overwrite=True), "baselines", "ppo")
+    assert (old.path / "checkpoint.pt").exists()
+    run.resume({"norm": part()}, 10)
+    assert not (old.path / "checkpoint.pt").exists()
+
+
+def test_overwrite_starts_anew(tmp_path):
+    """Even with other settings: no state, no rows."""
+    finished_run(tmp_path)
+    run, norm = begin(tmp_path, overwrite=True, gamma=0.5)
+    assert (run.iteration, run.finished, run.state, norm.count.item()) == (0, False, None, 0)
+    assert (run.path / "log.csv").read_text() == ""
+    assert json.loads((run.path / "config.json").read_text())["settings"]["gamma"] == 0.5
+
+
+def test_a_checkpoint_brings_everything_back(tmp_path):
+    """State, iteration, seconds; it holds only what weights_only=True loads; nothing is left beside it."""
+    run = finished_run(tmp_path, finished=False)
+    saved = torch.load(run.path / "checkpoint.pt", weights_only=True)
+    assert saved["iteration"] == 1 and not saved["finished"]
+    again, norm = begin(tmp_path)
+    assert again.iteration == 1 and not again.finished
+    assert norm.mean == 1.5 and norm.count == 2
+    assert again.elapsed() >= saved["seconds"] > 0
+    assert not list(run.path.glob(".*"))
+
+
+def test_optimisers_are_restored_to_the_bit(tmp_path):
+    """Two steps of Adam in one go, or with a checkpoint in between."""
+
+    def adam():
+        vector = nn.Parameter(torch.linspace(-1, 1, 7))
+        return vector, torch.optim.Adam([vector], lr=0.1, fused=True)
+
+    def step(vector, optimiser):
+        vector.grad = vector.detach() ** 2
+        optimiser.step()
+
+    vector, optimiser = adam()
+    step(vector, optimiser)
+    run = Run(arguments(tmp_path), "baselines", "ppo")
+    run.resume({"optimiser": optimiser}, 10)
+    run.save({"optimiser": optimiser}, 1, finished=False)
+    copy_, second = adam()
+    copy_.data.copy_(vector.data)
+    Run(arguments(tmp_path), "baselines", "ppo").resume({"optimiser": second}, 10)
+    step(vector, optimiser)
+    step(copy_, second)
+    assert torch.equal(vector, copy_)
+
+
+def test_rows_past_the_checkpoint_are_cut_off_and_written_again(tmp_path):
+    """What a killed process wrote after its checkpoint is gone, and the files end up as if it had not been killed."""
+    run = finished_run(tmp_path, finished=False)
+    kept = (run.path / "log.csv").read_text()
+    for step in (20, 30):
+        run.write("log.csv", row(step, -1.0))
+        run.write("eval.csv", row(step, -1.0))
+    again, norm = begin(tmp_path)
+    assert (run.path / "log.csv").read_text() == (run.path / "eval.csv").read_text() == kept
+    again.write("log.csv", row(20, 7.0))
+    again.save({"norm": norm}, 2, finished=False)
+    assert (run.path / "log.csv").read_text() == kept + "20,0,7.0\n"
+    assert (run.path / "eval.csv").read_text() == kept
+    third, _ = begin(tmp_path)  # its checkpoint knows the right lengths
+    assert third.iteration == 2 and (run.path / "log.csv").read_text() == kept + "20,0,7.0\n"
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_nothing(tmp_path):
+    """Both files empty, and the header written again."""
+    run, _ = begin(tmp_path)
+    run.write("log.csv", row(10, -1.0))
+    again, _ = begin(tmp_path)
+    assert again.iteration == 0 and (run.path / "log.csv").read_text() == ""
+    again.write("log.csv", row(10, 2.0))
+    assert (run.path / "log.csv").read_text() == "step,agent,return\n10,0,2.0\n"
+
+
+def test_a_finished_run_says_so(tmp_path):
+    """There is nothing left to be done."""
+    finished_run(tmp_path)
+    assert Run(arguments(tmp_path), "baselines", "ppo").finished
+
+
+def test_other_settings_are_refused_by_name(tmp_path, capsys):
+    """Not those that cannot change a result."""
+    run = finished_run(tmp_path, finished=False)
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    err = refused(capsys, lambda: begin(tmp_path, gamma=0.5, clip=0.3))
+    assert "gamma was 0.99, is now 0.5" in err and "clip was 0.2, is now 0.3" in err and "--overwrite" in err
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    begin(tmp_path, threads=1, jobs=5, checkpoint_every=1)
+
+
+def test_other_versions_are_only_mentioned(tmp_path, capsys):
+    """A note, and the run goes on."""
+    run = finished_run(tmp_path, finished=False)
+    config = json.loads((run.path / "config.json").read_text())
+    config["versions"]["mujoco"] = "0.1"
+    (run.path / "config.json").write_text(json.dumps(config))
+    again, _ = begin(tmp_path)
+    assert again.iteration == 1 and "other versions" in capsys.readouterr().out
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("checkpoint.pt", cut),
+        ("checkpoint.pt", lambda path: path.write_bytes(b"")),
+        ("checkpoint.pt", lambda path: torch.save({"state": {}}, path)),
+        ("config.json", lambda path: path.write_text("{")),
+        ("config.json", lambda path: path.write_text("{}")),
+        ("config.json", lambda path: path.write_text("[]")),
+        ("log.csv", lambda path: path.write_text("step")),
+        ("eval.csv", lambda path: path.unlink()),
+    ],
+)
+def test_a_damaged_run_is_refused(tmp_path, capsys, name, damage):
+    """One line that names the file, and how to go on."""
+    run = finished_run(tmp_path, finished=False)
+    damage(run.path / name)
+    err = refused(capsys, lambda: begin(tmp_path))
+    assert name in err and "--overwrite" in err
+    begin(tmp_path, overwrite=True)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
+    """Shapes that do not fit, or a part that it does not have."""
+    finished_run(tmp_path, finished=False)
+    for parts in ({"norm": RunningNorm((3,))}, {"actor": part()}):
+        err = refused(capsys, lambda parts=parts: Run(arguments(tmp_path), "baselines", "ppo").resume(parts, 10))
+        assert "does not fit" in err
+
+
+def test_what_is_not_a_number_ends_the_run(tmp_path, capsys):
+    """A loss or a weight; status 1, for it is not the caller's mistake."""
+    run, _ = begin(tmp_path)
+    fine, bad = torch.zeros(3), torch.tensor([0.0, math.nan, 0.0])
+    run.check_finite(10, 0, [1.0, 2.0], fine)
+    for values, parameters in (([1.0, math.nan], fine), ([math.inf], fine), ([1.0], bad)):
+        assert "step 10, agent 1" in refused(capsys, lambda v=values, p=parameters: run.check_finite(10, 1, v, p), status=1)
+
+
+def test_find_runs_finds_finished_runs_with_the_same_settings(tmp_path, capsys):
+    """Any environment and seed, in order; others are counted, not used."""
+    for seed in (10, 9, 2):
+        finished_run(tmp_path, seed=seed)
+    finished_run(tmp_path, env="Walker2d-v4")
+    finished_run(tmp_path, runs=str(tmp_path / "runs" / "deeper"), seed=1, checkpoint_every=7)
+    for changes in ({"seed": 11, "gamma": 0.5}, {"seed": 12, "total_steps": 5}, {"seed": 13, "finished": False}, {"eps_tr": 0.2}):
+        finished_run(tmp_path, **changes)
+    found = find_runs(arguments(tmp_path), "baselines")
+    assert list(found) == [("Hopper-v4", "ppo"), ("Walker2d-v4", "ppo")]
+    assert [path.name.rpartition("seed")[2] for path in found["Hopper-v4", "ppo"]] == ["1", "2", "9", "10"]
+    assert "4 runs" in capsys.readouterr().out
+    assert find_runs(arguments(tmp_path), "p2pdrl") == {}
+
+
+def test_runs_made_on_a_gpu_are_found_without_one(tmp_path, monkeypatch):
+    """A figure of them may be drawn anywhere."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        finished_run(tmp_path)
+    assert len(find_runs(arguments(tmp_path), "baselines")) == 1
+
+
+# Curves --------------------------------------------------------------------------------------------------
+
+
+def write_csv(path, names, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([names, *rows])
+
+
+def test_read_csv(tmp_path):
+    """Columns as floats; a header alone or an empty file has no columns."""
+    write_csv(tmp_path / "a.csv", ["step", "return"], [[10, -0.5], [20, 1e3]])
+    columns = read_csv(tmp_path / "a.csv")
+    assert {name: column.tolist() for name, column in columns.items()} == {"step": [10, 20], "return": [-0.5, 1000]}
+    write_csv(tmp_path / "b.csv", ["step"], [])
+    assert read_csv(tmp_path / "b.csv") == {}
+
+
+def test_smooth():
+    """Mean of the last values, of fewer at the beginning: by hand, and by a loop."""
+    assert smooth(np.array([1.0, 3.0, 5.0, 10.0]), 2).tolist() == [1, 2, 4, 7.5]
+    values = np.random.default_rng(0).normal(size=50)
+    expected = [np.mean(values[max(0, i - 19) : i + 1]) for i in range(50)]
+    np.testing.assert_allclose(smooth(values, 20), expected, rtol=1e-9)
+
+
+def test_bootstrap_interval():
+    """Contains the mean, shrinks as 1 / sqrt(n), is a point where all values agree, is the same every time."""
+    rng = np.random.default_rng(0)
+    widths = []
+    for number in (10, 1000):
+        values = rng.normal(3.0, 2.0, (number, 4))
+        low, high = bootstrap(values)
+        assert low.shape == (4,) and (low < values.mean(0)).all() and (values.mean(0) < high).all()
+        assert np.array_equal(low, bootstrap(values)[0])
+        widths.append((high - low).mean())
+    assert widths[1] == pytest.approx(2 * 1.96 * 2.0 / math.sqrt(1000), rel=0.1)
+    assert 5 < widths[0] / widths[1] < 14
+    low, high = bootstrap(np.full((5, 2), 7.0))
+    assert low.tolist() == high.tolist() == [7, 7]
+
+
+def test_bootstrap_covers_the_true_mean_nineteen_times_in_twenty():
+    """400 samples of 30 numbers each; the percentile interval is known to be slightly too short."""
+    low, high = bootstrap(np.random.default_rng(1).exponential(1.0, (30, 400)))
+    assert 0.88 < np.mean((low < 1) & (1 < high)) < 0.98
+
+
+def test_training_curve(tmp_path):
+    """Each agent smoothed over 20 iterations by itself, then their mean; nothing beyond the end."""
+    rng, steps = np.random.default_rng(0), np.arange(10, 310, 10)
+    returns = rng.normal(size=(30, 2))
+    rows = [[step, agent, returns[i, agent]] for i, step in enumerate(steps) for agent in (0, 1)]
+    write_csv(tmp_path / "log.csv", ["step", "agent", "return"], rows)
+    means = np.array([returns[max(0, i - 19) : i + 1].mean(0) for i in range(30)])
+    np.testing.assert_allclose(training_curve(tmp_path, steps, agent=1), means[:, 1])
+    np.testing.assert_allclose(training_curve(tmp_path, steps), means.mean(1))
+    between = training_curve(tmp_path, np.array([15, 300, 301]), agent=0)
+    np.testing.assert_allclose(between, [means[:2, 0].mean(), means[29, 0], np.nan])
+
+
+def test_a_figure_is_closed_once_it_is_saved(tmp_path):
+    """A long run draws many; matplotlib keeps, and complains about, those that stay open."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = baselines.new_figure(columns=2, rows=2)
+    baselines.save_figure(figure, tmp_path / "new" / "figure.png")
+    assert len(axes) == 4 and (tmp_path / "new" / "figure.png").stat().st_size > 1000
+    assert plt.get_fignums() == []
