@@ -482,11 +482,12 @@ def gae(rewards, values, next_values, terminated, ends, gamma: float, gae_lambda
     nothing, but where it was merely cut, by a time limit or the end of the batch, it is worth next_values.
     """
     deltas = rewards + gamma * next_values * ~terminated - values
-    advantages, running = np.empty(len(deltas)), 0.0
-    for t in reversed(range(len(deltas))):
-        running = deltas[t] + gamma * gae_lambda * running * (not ends[t])
-        advantages[t] = running
-    return advantages
+    factors = gamma * gae_lambda * ~ends
+    advantages, running = [], 0.0
+    for delta, factor in zip(deltas[::-1].tolist(), factors[::-1].tolist()):  # lists: four times faster than arrays
+        running = delta + factor * running
+        advantages.append(running)
+    return np.array(advantages[::-1])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -858,21 +859,36 @@ def ppo_gradients(actor, critic, batch, clip, max_grad_norm):
 
 
 @torch.no_grad()
-def prepare(actor, critic, reward_scale, rollouts: list[Rollout], gamma: float, gae_lambda: float) -> Batch:
-    """Join rollouts to a batch, with log-probabilities, advantages and value targets by the current networks."""
-    device = actor.log_std.device
+def prepare(actor, reward_scale, rollouts: list[Rollout], gamma: float) -> Batch:
+    """Join rollouts to a batch, with the log-probabilities of their actions; `estimate` adds what is missing.
+
+    The scale of rewards takes these rollouts into account from now on.
+    """
     for data in rollouts:
         reward_scale.absorb(discounted_sums(data.rewards, data.ends, gamma))
-    scale = reward_scale.std().item()
-    parts = []
+    device = actor.log_std.device
+    obs, actions = (
+        torch.as_tensor(np.concatenate(arrays), device=device)
+        for arrays in ([data.obs for data in rollouts], [data.actions for data in rollouts])
+    )
+    return Batch(obs, actions, gaussian_log_prob(*actor(obs), actions), None, None)
+
+
+@torch.no_grad()
+def estimate(batch: Batch, critic, reward_scale, rollouts: list[Rollout], gamma: float, gae_lambda: float) -> Batch:
+    """The batch of these rollouts with advantages and value targets by the present critic."""
+    device, scale = batch.obs.device, reward_scale.std().item()
+    advantages, targets = [], []
     for data in rollouts:
-        obs, next_obs, actions = (torch.as_tensor(x, device=device) for x in (data.obs, data.next_obs, data.actions))
-        values, next_values = (critic(x).cpu().numpy().astype(np.float64) for x in (obs, next_obs))
-        advantages = gae(data.rewards / scale, values, next_values, data.terminated, data.ends, gamma, gae_lambda)
-        log_probs = gaussian_log_prob(*actor(obs), actions)
-        columns = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (advantages, advantages + values))
-        parts.append(Batch(obs, actions, log_probs, *columns))
-    return Batch(*(torch.cat(columns) for columns in zip(*parts)))
+        values, next_values = (
+            critic(torch.as_tensor(x, device=device)).cpu().numpy().astype(np.float64) for x in (data.obs, data.next_obs)
+        )
+        advantages.append(gae(data.rewards / scale, values, next_values, data.terminated, data.ends, gamma, gae_lambda))
+        targets.append(advantages[-1] + values)
+    advantages, targets = (
+        torch.as_tensor(np.concatenate(arrays), dtype=torch.float32, device=device) for arrays in (advantages, targets)
+    )
+    return batch._replace(advantages=advantages, targets=targets)
 
 
 def shuffle(batch: Batch, minibatches: int, rng: np.random.Generator) -> list[Batch]:
@@ -910,10 +926,12 @@ def ppo(args):
         domain = sample_domain(args.eps_tr, rng, envs[0].position_draws)
         std = actor.log_std.exp().detach().cpu().numpy()
         data = rollout(envs[0], numpy_policy(actor), std, domain, args.steps_per_iteration, rng)
-        batch = prepare(actor, critic, reward_scale, [data], args.gamma, args.gae_lambda)
+        batch = prepare(actor, reward_scale, [data], args.gamma)
+        batch = estimate(batch, critic, reward_scale, [data], args.gamma, args.gae_lambda)
 
         told = torch.zeros(3, device=args.device)
-        for _ in range(args.epochs):
+        # The first iteration only gathers the normaliser's statistics: no step is taken on raw observations.
+        for _ in range(args.epochs if iteration > 0 else 0):
             for minibatch in shuffle(batch, args.minibatches, rng):
                 parameters.grad, tells = compute_gradients(actor, critic, minibatch, args.clip, args.max_grad_norm)
                 optimiser.step()

@@ -29,11 +29,12 @@ Where this differs from, or completes, the paper
 ------------------------------------------------
 * Eq. (2) is printed as a loss that is minimised, without its minus sign. It has one here.
 * Not stated there, chosen here: observations normalised by running statistics inside each policy (frozen while
-  an iteration's data is in use), rewards divided by the running standard deviation of the discounted return,
+  an iteration's data is in use; the first iteration does nothing but gather them), rewards divided by the running standard deviation of the discounted return,
   gradient norm at most .5 (actor and critic apart), constant learning rate, orthogonal initialisation (gain
   sqrt 2; .01 and 1 for the heads), standard deviations independent of the state and starting at 1, advantages
   normalised per minibatch, neither value clipping nor entropy bonus, Adam's epsilon 1e-5.
-* Targets (line 14) are computed once for each iteration, before the epochs, as is usual for PPO.
+* Line 14 stands in the innermost loop; here targets and advantages are computed anew for each epoch, with the
+  critic as it then is. Most PPO code computes them once for each iteration, as baselines.py does.
 * Time limits and the end of the batch are not deaths: the future is bootstrapped there.
 * PPO is trained on the union of the K domains' data (the workshop version; `--agents 1` is the full version's
   one domain for each iteration).
@@ -266,21 +267,36 @@ def update(agent, peers, batch, compute_gradients, args):                       
 
 
 @torch.no_grad()
-def prepare(actor, critic, reward_scale, rollouts: list[Rollout], gamma: float, gae_lambda: float) -> Batch:
-    """Join rollouts to a batch, with log-probabilities, advantages and value targets by the current networks."""
-    device = actor.log_std.device
+def prepare(actor, reward_scale, rollouts: list[Rollout], gamma: float) -> Batch:
+    """Join rollouts to a batch, with the log-probabilities of their actions; `estimate` adds what is missing.
+
+    The scale of rewards takes these rollouts into account from now on.
+    """
     for data in rollouts:
         reward_scale.absorb(discounted_sums(data.rewards, data.ends, gamma))
-    scale = reward_scale.std().item()
-    parts = []
+    device = actor.log_std.device
+    obs, actions = (
+        torch.as_tensor(np.concatenate(arrays), device=device)
+        for arrays in ([data.obs for data in rollouts], [data.actions for data in rollouts])
+    )
+    return Batch(obs, actions, gaussian_log_prob(*actor(obs), actions), None, None)
+
+
+@torch.no_grad()
+def estimate(batch: Batch, critic, reward_scale, rollouts: list[Rollout], gamma: float, gae_lambda: float) -> Batch:
+    """The batch of these rollouts with advantages and value targets by the present critic."""
+    device, scale = batch.obs.device, reward_scale.std().item()
+    advantages, targets = [], []
     for data in rollouts:
-        obs, next_obs, actions = (torch.as_tensor(x, device=device) for x in (data.obs, data.next_obs, data.actions))
-        values, next_values = (critic(x).cpu().numpy().astype(np.float64) for x in (obs, next_obs))
-        advantages = gae(data.rewards / scale, values, next_values, data.terminated, data.ends, gamma, gae_lambda)
-        log_probs = gaussian_log_prob(*actor(obs), actions)
-        columns = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (advantages, advantages + values))
-        parts.append(Batch(obs, actions, log_probs, *columns))
-    return Batch(*(torch.cat(columns) for columns in zip(*parts)))
+        values, next_values = (
+            critic(torch.as_tensor(x, device=device)).cpu().numpy().astype(np.float64) for x in (data.obs, data.next_obs)
+        )
+        advantages.append(gae(data.rewards / scale, values, next_values, data.terminated, data.ends, gamma, gae_lambda))
+        targets.append(advantages[-1] + values)
+    advantages, targets = (
+        torch.as_tensor(np.concatenate(arrays), dtype=torch.float32, device=device) for arrays in (advantages, targets)
+    )
+    return batch._replace(advantages=advantages, targets=targets)
 
 
 def shuffle(batch: Batch, minibatches: int, rng: np.random.Generator) -> list[Batch]:
@@ -323,13 +339,15 @@ def train(args):
         stds = [actor.log_std.exp().detach().cpu().numpy() for actor in acting]
         rollouts = list(pool.map(rollout, envs, policies, stds, domains, [steps_per_domain] * args.agents, rngs))  # line 7
         own_rollouts = [rollouts[i::learners] for i in range(learners)]
-        batches = [
-            prepare(agent.actor, agent.critic, agent.reward_scale, own, args.gamma, args.gae_lambda)    # line 14
-            for agent, own in zip(cohort, own_rollouts)
-        ]
+        batches = [prepare(agent.actor, agent.reward_scale, own, args.gamma) for agent, own in zip(cohort, own_rollouts)]
 
         told = [torch.zeros(4, device=args.device) for _ in cohort]
-        for _ in range(args.epochs):                                                                    # line 9
+        # The first iteration only gathers the normalisers' statistics: no step is taken on raw observations.
+        for _ in range(args.epochs if iteration > 0 else 0):                                            # line 9
+            batches = [
+                estimate(batch, agent.critic, agent.reward_scale, own, args.gamma, args.gae_lambda)         # line 14
+                for batch, agent, own in zip(batches, cohort, own_rollouts)
+            ]
             shuffled = [shuffle(batch, args.minibatches, rng) for batch, rng in zip(batches, rngs)]
             for minibatches in zip(*shuffled):                                                          # line 10
                 for i, (agent, batch) in enumerate(zip(cohort, minibatches)):                           # lines 11, 12

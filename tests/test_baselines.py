@@ -25,7 +25,7 @@ import baselines  # noqa: E402
 from baselines import (  # noqa: E402
     Batch, GaussianActor, Rollout, Run, RunningNorm, ValueCritic, bootstrap, clip_norm, discounted_sums, episode_return,
     evaluate, find_runs, gae, gaussian_log_prob, held_out_domains, numpy_policy, one_vector, parse_args, ppo_gradients,
-    ppo_loss, prepare, read_csv, rollout, shuffle, smooth, training_curve, value_loss,
+    estimate, ppo_loss, prepare, read_csv, rollout, shuffle, smooth, training_curve, value_loss,
 )  # fmt: skip
 from randomised_envs import Domain, make_env  # noqa: E402
 
@@ -51,6 +51,9 @@ def networks(seed=0):
     actor, critic = GaussianActor(OBS, ACT), ValueCritic(OBS)
     with torch.no_grad():
         actor.net[-1].weight.mul_(50)
+        for network in (actor, critic):
+            for layer in network.net[::2]:
+                layer.bias.normal_(0, 0.2)
         actor.log_std.copy_(torch.tensor([-0.5, 0.0, 0.3]))
     seen = np.random.default_rng(seed).normal(2.0, 3.0, (40, OBS))
     actor.norm.absorb(seen)
@@ -587,13 +590,17 @@ def test_ppo_gradients_are_those_of_both_losses(max_grad_norm):
     assert not told.requires_grad
 
 
+def prepared(actor, critic, reward_scale, rollouts, gamma, gae_lambda):
+    return estimate(prepare(actor, reward_scale, rollouts, gamma), critic, reward_scale, rollouts, gamma, gae_lambda)
+
+
 def test_prepare_joins_rollouts_with_what_the_current_networks_say():
     """Order, ratio 1, advantages and targets (advantage + value) by slow sums, rewards divided by their scale."""
     actor, critic = networks()
     rollouts = [random_rollout(20, [6, 13, 19], [6]), random_rollout(30, [29], [], seed=1)]
     reward_scale, sums = RunningNorm(()), []
     for _ in range(2):  # the scale remembers the first time
-        batch = prepare(actor, critic, reward_scale, rollouts, 0.9, 0.8)
+        batch = prepared(actor, critic, reward_scale, rollouts, 0.9, 0.8)
         sums += [discounted_sums(data.rewards, data.ends, 0.9) for data in rollouts]
     scale = np.concatenate(sums).std()
     assert reward_scale.std().item() == pytest.approx(scale, rel=1e-9) and reward_scale.count == 100
@@ -621,8 +628,8 @@ def test_rewards_are_divided_by_a_scale_but_never_shifted():
     """A constant added to all rewards is not taken away again: it moves the advantages."""
     actor, critic = networks()
     data = random_rollout(20, [19], [19])
-    zero = prepare(actor, critic, RunningNorm(()), [data._replace(rewards=np.zeros(20))], 0.0, 0.0)
-    one = prepare(actor, critic, RunningNorm(()), [data._replace(rewards=np.arange(20.0))], 0.0, 0.0)
+    zero = prepared(actor, critic, RunningNorm(()), [data._replace(rewards=np.zeros(20))], 0.0, 0.0)
+    one = prepared(actor, critic, RunningNorm(()), [data._replace(rewards=np.arange(20.0))], 0.0, 0.0)
     expected = torch.arange(20) / np.arange(20).std()
     torch.testing.assert_close(one.advantages - zero.advantages, expected.float(), rtol=1e-4, atol=1e-4)
 

@@ -50,6 +50,9 @@ def actor_and_critic(seed):
     actor, critic = GaussianActor(OBS, ACT), ValueCritic(OBS)
     with torch.no_grad():
         actor.net[-1].weight.mul_(100)
+        for network in (actor, critic):
+            for layer in network.net[::2]:
+                layer.bias.normal_(0, 0.2)
         actor.log_std.copy_(0.4 * torch.randn(ACT))
     seen = np.random.default_rng(seed).normal(seed, 1 + seed, (40, OBS))
     actor.norm.absorb(seen)
@@ -338,16 +341,21 @@ class SlowAgent:
         return self.critic_net(self.normal(obs))[:, 0]
 
 
-def slow_batch(agent, rollouts, args):
-    """Line 14: log-probabilities, advantages and targets; sums as in their definitions."""
+def slow_log_probs(agent, rollouts, args):
+    """Of the actions by the policy that took them; the discounted sums of rewards are noted on the way."""
     for data in rollouts:
         start = 0
         for t in range(len(data.rewards)):
             agent.sums.append(sum(args.gamma ** (t - s) * data.rewards[s] for s in range(start, t + 1)))
             start = t + 1 if data.ends[t] else start
+    return [policy_of(agent.actor, data.obs).log_prob(torch.tensor(data.actions)).sum(1).numpy() for data in rollouts]
+
+
+def slow_batch(agent, rollouts, log_probs, args):
+    """Line 14: advantages and targets by the critic as it is now; sums as in their definitions."""
     scale = np.std(agent.sums)
     columns = []
-    for data in rollouts:
+    for data, old in zip(rollouts, log_probs):
         values = agent.critic(data.obs).double().numpy()
         futures = np.where(data.terminated, 0, agent.critic(data.next_obs).double().numpy())
         deltas = data.rewards / scale + args.gamma * futures - values
@@ -355,8 +363,7 @@ def slow_batch(agent, rollouts, args):
         for t in range(len(deltas)):
             last = t + int(np.argmax(data.ends[t:]))
             advantages.append(sum((args.gamma * args.gae_lambda) ** (s - t) * deltas[s] for s in range(t, last + 1)))
-        log_probs = policy_of(agent.actor, data.obs).log_prob(torch.tensor(data.actions)).sum(1).numpy()
-        columns.append((data.obs, data.actions, log_probs, np.array(advantages), np.array(advantages) + values))
+        columns.append((data.obs, data.actions, old, np.array(advantages), np.array(advantages) + values))
     return [np.concatenate(column) for column in zip(*columns)]
 
 
@@ -380,9 +387,11 @@ def slow_algorithm_1(args):
                 steps = args.steps_per_iteration // args.agents
                 data[i % learners].append(baselines.rollout(envs[i], act, std, domain, steps, rngs[i]))
         with torch.no_grad():
-            batches = [slow_batch(agent, own, args) for agent, own in zip(agents, data)]
+            log_probs = [slow_log_probs(agent, own, args) for agent, own in zip(agents, data)]
         told = [torch.zeros(4) for _ in agents]
-        for _ in range(args.epochs):
+        for _ in range(args.epochs if iteration > 0 else 0):  # the first iteration only gathers statistics
+            with torch.no_grad():
+                batches = [slow_batch(agent, own, old, args) for agent, own, old in zip(agents, data, log_probs)]
             orders = [np.array_split(rng.permutation(len(batch[0])), args.minibatches) for rng, batch in zip(rngs, batches)]
             for m in range(args.minibatches):
                 for i, agent in enumerate(agents):
@@ -407,14 +416,14 @@ def slow_algorithm_1(args):
     ("method", "agents", "changes"),
     [
         ("p2pdrl", 2, {}),
-        ("p2pdrl", 3, {"steps_per_iteration": 192, "total_steps": 384, "alpha": 3.0, "entropy_coef": 0.1, "seed": 5}),
+        ("p2pdrl", 3, {"steps_per_iteration": 192, "total_steps": 576, "alpha": 3.0, "entropy_coef": 0.1, "seed": 5}),
         ("ppo", 1, {}),
         ("ppo", 2, {"threads": 2}),
     ],
 )
 def test_train_is_algorithm_1(tmp_path, no_figures, method, agents, changes):
-    """Two iterations: log and final parameters against Algorithm 1 written out, agents in turn, peers current."""
-    args = tiny(tmp_path, method=method, agents=agents, **changes)
+    """Three iterations: log and final parameters against Algorithm 1 written out, agents in turn, peers current."""
+    args = tiny(tmp_path, method=method, agents=agents, **{"total_steps": 384, **changes})
     p2pdrl.train(args)
     rows, parameters = slow_algorithm_1(args)
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
@@ -422,7 +431,7 @@ def test_train_is_algorithm_1(tmp_path, no_figures, method, agents, changes):
     names = ("step", "agent", "return", "episodes", "surrogate", "distillation", "value_loss", "entropy")
     np.testing.assert_allclose(np.stack([log[name] for name in names], 1), rows, rtol=2e-3, atol=2e-5)
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert saved["finished"] and saved["iteration"] == 2
+    assert saved["finished"] and saved["iteration"] == 3
     actor, critic = GaussianActor(11, 3), ValueCritic(11)
     for i, expected in enumerate(parameters):
         actor.load_state_dict(saved["state"][f"actor{i}"])
@@ -446,7 +455,7 @@ def test_the_second_agent_sees_what_the_first_has_just_learned(tmp_path, no_figu
         return told
 
     monkeypatch.setattr(p2pdrl, "update", watched)
-    p2pdrl.train(tiny(tmp_path, agents=3, steps_per_iteration=192, total_steps=192))
+    p2pdrl.train(tiny(tmp_path, agents=3, steps_per_iteration=192, total_steps=384))
     assert calls == calls[:3] * 4 and len(set(calls)) == 3  # 2 epochs of 2 minibatches, agents in turn
 
 
@@ -455,24 +464,32 @@ class Watch:
 
     def __init__(self, monkeypatch):
         self.rollouts, self.batches, self.updates = [], [], []
-        original = p2pdrl.rollout, p2pdrl.prepare, p2pdrl.update
+        original, actors = (p2pdrl.rollout, p2pdrl.prepare, p2pdrl.estimate, p2pdrl.update), {}
 
         def rollout(env, policy, std, domain, steps, rng):
             data = original[0](env, policy, std, domain, steps, rng)
             self.rollouts.append((domain, env, policy(np.linspace(-1, 1, 11)), data))
             return data
 
-        def prepare(actor, critic, reward_scale, rollouts, *rest):
-            batch = original[1](actor, critic, reward_scale, rollouts, *rest)
-            self.batches.append((actor, self.statistics(actor, critic), len(self.rollouts), rollouts, batch, reward_scale))
+        def prepare(actor, reward_scale, *rest):
+            actors[reward_scale] = actor
+            return original[1](actor, reward_scale, *rest)
+
+        def estimate(batch, critic, reward_scale, rollouts, *rest):
+            first_epoch, actor = batch.targets is None, actors[reward_scale]
+            batch = original[2](batch, critic, reward_scale, rollouts, *rest)
+            if first_epoch:
+                statistics = self.statistics(actor, critic)
+                self.batches.append((actor, statistics, len(self.rollouts), rollouts, batch, reward_scale))
             return batch
 
         def update_(agent, peers, batch, *rest):
             self.updates.append((agent, self.statistics(agent.actor, agent.critic), batch))
-            return original[2](agent, peers, batch, *rest)
+            return original[3](agent, peers, batch, *rest)
 
         monkeypatch.setattr(p2pdrl, "rollout", rollout)
         monkeypatch.setattr(p2pdrl, "prepare", prepare)
+        monkeypatch.setattr(p2pdrl, "estimate", estimate)
         monkeypatch.setattr(p2pdrl, "update", update_)
 
     @staticmethod
@@ -492,7 +509,7 @@ def test_agents_start_equal_and_each_has_its_own_domain(tmp_path, no_figures, mo
     assert len(domains) == 6 and len(set(domains)) == 6
     assert all(abs(domain.gravity - 1) <= 0.125 and abs(domain.wind) <= 2.5 for domain in domains)
     actions = [action for _, _, action, _ in watch.rollouts]
-    assert np.array_equal(actions[0], actions[1]) and not np.array_equal(actions[2], actions[3])
+    assert np.array_equal(actions[0], actions[1]) and not np.array_equal(actions[4], actions[5])
     assert all(len(data.obs) == 64 for *_, data in watch.rollouts)
     envs = [env for _, env, _, _ in watch.rollouts]
     assert envs[0] is not envs[1]
@@ -500,21 +517,22 @@ def test_agents_start_equal_and_each_has_its_own_domain(tmp_path, no_figures, mo
 
 
 def test_statistics_are_frozen_while_data_is_in_use(tmp_path, no_figures, monkeypatch):
-    """None in the first iteration, those of the first iteration's data in the second, in actor and critic alike."""
+    """Nothing is learned in the first iteration; then the statistics are those of all data before, in both networks."""
     watch = Watch(monkeypatch)
-    p2pdrl.train(tiny(tmp_path))
-    assert [number for _, _, number, *_ in watch.batches] == [2, 2, 4, 4]
+    p2pdrl.train(tiny(tmp_path, total_steps=384))
+    assert [number for _, _, number, *_ in watch.batches] == [4, 4, 6, 6]  # the first iteration does not learn
     for k, (actor, statistics, _, _, _, _) in enumerate(watch.batches):
-        later = [each for agent, each, _ in watch.updates if agent.actor is actor]
-        assert len(later) == 8
-        assert all(same(each, statistics) for each in later[k // 2 * 4 : k // 2 * 4 + 4])
-    for (_, before, _, rollouts, _, _), (_, after, _, _, _, _) in zip(watch.batches[:2], watch.batches[2:]):
-        assert before[2] == before[5] == 0
-        obs = rollouts[0].obs.astype(np.float64)
-        for mean, var, count in (after[:3], after[3:]):
-            np.testing.assert_allclose(mean.numpy(), obs.mean(0), rtol=1e-6)
-            np.testing.assert_allclose(var.numpy(), obs.var(0), rtol=1e-6)
-            assert count == 64
+        updates = [each for agent, each, _ in watch.updates if agent.actor is actor]
+        assert len(updates) == 2 * 4  # iterations that learn, updates in each
+        assert all(same(each, statistics) for each in updates[k // 2 * 4 : k // 2 * 4 + 4])
+    for i in range(2):
+        for k in (1, 2):  # rollouts of agent i before its k-th learning iteration
+            own = np.concatenate([data.obs for *_, data in watch.rollouts[i : 2 * k : 2]])  # one thread: in order
+            statistics = watch.batches[2 * (k - 1) + i][1]
+            for mean, var, count in (statistics[:3], statistics[3:]):
+                np.testing.assert_allclose(mean.numpy(), own.astype(np.float64).mean(0), rtol=1e-6)
+                np.testing.assert_allclose(var.numpy(), own.astype(np.float64).var(0), rtol=1e-6)
+                assert count == 64 * k
 
 
 def test_ppo_learns_from_all_domains_at_once(tmp_path, no_figures, monkeypatch):
@@ -522,9 +540,9 @@ def test_ppo_learns_from_all_domains_at_once(tmp_path, no_figures, monkeypatch):
     watch = Watch(monkeypatch)
     default = Args()
     changes = {name: getattr(default, name) for name in ("steps_per_iteration", "minibatches", "agents")}
-    p2pdrl.train(tiny(tmp_path, method="ppo", total_steps=4096, epochs=1, **changes))
-    assert len({domain for domain, *_ in watch.rollouts}) == 2
-    ((_, _, _, rollouts, batch, _),) = watch.batches
+    p2pdrl.train(tiny(tmp_path, method="ppo", total_steps=8192, epochs=1, **changes))
+    assert len({domain for domain, *_ in watch.rollouts}) == 4
+    ((_, _, _, rollouts, batch, _),) = watch.batches  # the second iteration's; the first does not learn
     assert np.array_equal(batch.obs, np.concatenate([data.obs for data in rollouts])) and len(batch.obs) == 4096
     assert len({id(agent) for agent, *_ in watch.updates}) == 1
     assert [len(minibatch.obs) for *_, minibatch in watch.updates] == [128] * 32
@@ -555,7 +573,7 @@ def meaning(thing):
 
 @pytest.mark.parametrize(
     "name",
-    ["linear", "GaussianActor", "ValueCritic", "Batch", "gaussian_log_prob", "ppo_loss", "value_loss", "clip_norm", "prepare", "shuffle"],
+    ["linear", "GaussianActor", "ValueCritic", "Batch", "gaussian_log_prob", "ppo_loss", "value_loss", "clip_norm", "prepare", "estimate", "shuffle"],
 )
 def test_what_both_scripts_define_is_the_same(name):
     """So that the tests of one hold for the other."""
