@@ -367,8 +367,8 @@ def slow_batch(agent, rollouts, log_probs, args):
     return [np.concatenate(column) for column in zip(*columns)]
 
 
-def slow_algorithm_1(args):
-    """Algorithm 1, line by line; rows of the log, parameters of the agents."""
+def slow_algorithm_1(args, line_14_once=False):
+    """Algorithm 1, line by line; rows of the log, parameters of the agents. line_14_once: not for each epoch."""
     envs = [make_env(args.env) for _ in range(args.agents)]
     torch.manual_seed(args.seed)
     actor, critic = GaussianActor(11, 3), ValueCritic(11)
@@ -389,9 +389,10 @@ def slow_algorithm_1(args):
         with torch.no_grad():
             log_probs = [slow_log_probs(agent, own, args) for agent, own in zip(agents, data)]
         told = [torch.zeros(4) for _ in agents]
-        for _ in range(args.epochs if iteration > 0 else 0):  # the first iteration only gathers statistics
-            with torch.no_grad():
-                batches = [slow_batch(agent, own, old, args) for agent, own, old in zip(agents, data, log_probs)]
+        for epoch in range(args.epochs if iteration > 0 else 0):  # the first iteration only gathers statistics
+            if epoch == 0 or not line_14_once:
+                with torch.no_grad():
+                    batches = [slow_batch(agent, own, old, args) for agent, own, old in zip(agents, data, log_probs)]
             orders = [np.array_split(rng.permutation(len(batch[0])), args.minibatches) for rng, batch in zip(rngs, batches)]
             for m in range(args.minibatches):
                 for i, agent in enumerate(agents):
@@ -438,6 +439,26 @@ def test_train_is_algorithm_1(tmp_path, no_figures, method, agents, changes):
         critic.load_state_dict(saved["state"][f"critic{i}"])
         torch.testing.assert_close(parameters_of(actor, critic), expected, rtol=0, atol=3e-5)
     assert sum(name.startswith("actor") for name in saved["state"]) == len(parameters)
+
+
+def test_ppo_of_baselines_is_algorithm_1_for_one_agent(tmp_path, monkeypatch):
+    """Without peers, and with targets computed once for each iteration."""
+    monkeypatch.setattr(baselines, "report", lambda *_: None)
+    args = tiny(tmp_path, method="ppo", agents=1, total_steps=384)
+    shared = {field.name for field in dataclasses.fields(baselines.Args)} & set(vars(args))
+    baselines.ppo(baselines.Args(**{name: getattr(args, name) for name in shared}))
+    rows, (parameters,) = slow_algorithm_1(args, line_14_once=True)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    log = baselines.read_csv(folder / "log.csv")
+    names = ("step", "agent", "return", "episodes", "surrogate", "value_loss")
+    np.testing.assert_allclose(np.stack([log[name] for name in names], 1), rows[:, [0, 1, 2, 3, 4, 6]], rtol=2e-3, atol=2e-5)
+    entropies = ACT * (log["log_std"] + 0.5 * math.log(2 * math.pi * math.e))
+    np.testing.assert_allclose(entropies[1:], rows[1:, 7], rtol=1e-3)
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+    actor, critic = baselines.GaussianActor(11, 3), baselines.ValueCritic(11)
+    actor.load_state_dict(state["actor"])
+    critic.load_state_dict(state["critic"])
+    torch.testing.assert_close(parameters_of(actor, critic), parameters, rtol=0, atol=3e-5)
 
 
 def test_the_second_agent_sees_what_the_first_has_just_learned(tmp_path, no_figures, monkeypatch):
