@@ -942,7 +942,7 @@ def ppo(args):
         step = (iteration + 1) * args.steps_per_iteration
         losses = (told / (args.epochs * args.minibatches)).tolist()
         run.check_finite(step, 0, [*losses, *data.returns], parameters)
-        run.write("log.csv", [{
+        run.write("log.csv", [{  # the losses are means over the iteration's minibatches, 0 in the first, which has none
             "step": step, "agent": 0,
             "return": data.returns.mean(), "episodes": len(data.returns),  # of this iteration's finished episodes
             "surrogate": losses[0],  # Eq. (7), negated
@@ -1007,4 +1007,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on from the last checkpoint", status=130)

@@ -363,7 +363,7 @@ def train(args):
             returns = np.concatenate([data.returns for data in own])
             losses = (told[i] / (args.epochs * args.minibatches)).tolist()
             run.check_finite(step, i, [*losses, *returns], agent.parameters)
-            rows.append({
+            rows.append({  # the losses are means over the iteration's minibatches, 0 in the first, which has none
                 "step": step, "agent": i,
                 "return": returns.mean(), "episodes": len(returns),  # of this iteration's finished episodes
                 "surrogate": losses[0],  # Eq. (2), negated
@@ -523,4 +523,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on from the last checkpoint", status=130)

@@ -24,7 +24,7 @@ import baselines  # noqa: E402
 import p2pdrl  # noqa: E402
 from p2pdrl import (  # noqa: E402
     Agent, Args, Batch, GaussianActor, ValueCritic, distillation_loss, gaussian_kl, gaussian_log_prob, gradients, ppo_loss,
-    update, value_loss,
+    update,
 )  # fmt: skip
 from randomised_envs import make_env, sample_domain  # noqa: E402
 
