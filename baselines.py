@@ -180,7 +180,7 @@ class Run:
     def _compare(self):
         try:
             old = json.loads((self.path / "config.json").read_text())
-            before, now = old["settings"], self.config["settings"]
+            before, now = dict(old["settings"]), self.config["settings"]
         except (OSError, ValueError, KeyError, TypeError):
             fail(f"{self.path}/config.json is damaged: start anew with --overwrite, or choose another --runs folder")
         changed = [name for name in now if name not in FREE_SETTINGS and before.get(name) != now[name]]
@@ -297,6 +297,9 @@ def find_runs(args, script: str) -> dict[tuple[str, str], list[Path]]:
             others += 1
     if others:
         print(f"note: {others} runs below {args.runs}/ are unfinished or have other settings, and are left out")
+    for (env, method), runs in found.items():
+        if len({seed for seed, _ in runs}) < len(runs):  # of another learning rate, say: which one is meant?
+            fail(f"several runs of {method} on {env} below {args.runs}/ have the same seed: choose among them with --runs")
     return {key: [path for _, path in sorted(found[key])] for key in sorted(found)}
 
 

@@ -61,6 +61,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import mujoco
 import numpy as np
 import torch
 from torch import nn
@@ -449,8 +450,12 @@ def show(path: Path, write_gif: bool):
         os.environ.setdefault("MUJOCO_GL", "egl")  # needs no screen
     elif sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         fail("no screen for a window here: --gif writes a moving picture instead")  # GLFW would abort the process
-    size = {"width": 240, "height": 240} if write_gif else {}
+    size = {"width": 160, "height": 160} if write_gif else {}
     env = make_envs(args, 1, render_mode="rgb_array" if write_gif else "human", **size)[0]
+    renderer = env.unwrapped.mujoco_renderer
+    follow = {"type": int(mujoco.mjtCamera.mjCAMERA_TRACKING), "trackbodyid": int(env.model.jnt_bodyid[0])}
+    renderer.default_cam_config = (renderer.default_cam_config or {}) | follow  # or the robot leaves the picture
+    renderer.camera_id = None  # which would set the camera free again
     domain = held_out_domains(args.eps_tr, 1, env.position_draws)[0]
     print(domain)
     movies = []
@@ -458,20 +463,20 @@ def show(path: Path, write_gif: bool):
         actor = GaussianActor(env.observation_space.shape[0], env.action_space.shape[0])
         actor.load_state_dict(state[f"actor{i}"])
         try:
-            movies.append(play(env, numpy_policy(actor), domain, movie_seconds=8 if write_gif else None))
+            movies.append(play(env, numpy_policy(actor), domain, movie_seconds=5 if write_gif else None))
         except Exception as error:  # each backend of OpenGL fails in a way of its own
             fail(f"cannot draw: no OpenGL to be had here ({' '.join(str(error).split())[:80]})")
     env.close()
     if write_gif:
-        save_gif(movies, path / "policy.gif", fps=25)
+        save_gif(movies, path / "policy.gif", fps=20)
         print(f"moving picture: {path / 'policy.gif'}")
 
 
 def play(env, policy, domain, movie_seconds: float | None) -> list[np.ndarray]:
-    """One episode with mean actions; with movie_seconds, the frames of its beginning at 25 per second."""
+    """One episode with mean actions; with movie_seconds, the frames of its beginning at 20 per second."""
     obs, _ = env.reset(seed=0, options={"domain": domain})
     frames, total, step, over = [], 0.0, 0, False
-    every = max(1, round(1 / (25 * env.unwrapped.dt)))
+    every = max(1, round(1 / (20 * env.unwrapped.dt)))
     while not over and not (movie_seconds and step * env.unwrapped.dt >= movie_seconds):
         if movie_seconds and step % every == 0:
             frames.append(env.render())
