@@ -409,7 +409,7 @@ def numpy_policy(actor: nn.Module):
     """
     mean = actor.norm.mean.cpu().numpy().copy()
     scale = 1 / actor.norm.std().cpu().numpy()
-    clip = actor.norm.clip
+    low, high = np.float64(-actor.norm.clip), np.float64(actor.norm.clip)
     layers = []
     for module in actor.net:
         if isinstance(module, nn.Linear):
@@ -418,9 +418,12 @@ def numpy_policy(actor: nn.Module):
             layers[-1][2] = {nn.Tanh: np.tanh}[type(module)]
 
     def policy(obs):
-        x = np.minimum(np.maximum((obs - mean) * scale, -clip), clip).astype(np.float32)
+        x = obs - mean
+        x *= scale
+        np.maximum(x, low, x)
+        x = np.minimum(x, high, x).astype(np.float32)
         for weight, bias, activation in layers:
-            x = weight @ x
+            x = weight.dot(x)
             x += bias
             if activation:
                 activation(x, x)
