@@ -420,8 +420,8 @@ def numpy_policy(actor: nn.Module):
     def policy(obs):
         x = obs - mean
         x *= scale
-        np.maximum(x, low, x)
-        x = np.minimum(x, high, x).astype(np.float32)
+        np.maximum(x, low, out=x)
+        x = np.minimum(x, high, out=x).astype(np.float32)
         for weight, bias, activation in layers:
             x = weight.dot(x)
             x += bias
