@@ -652,6 +652,14 @@ def training_curve(path: Path, points: np.ndarray, agent: int | None = None) -> 
     return np.mean(curves, axis=0)
 
 
+def test_returns(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Strengths eps_te, and the mean return at each over peers and held-out domains, at the end of a run."""
+    evaluation = read_csv(path / "eval.csv")
+    last = evaluation["step"] == evaluation["step"].max()
+    strengths = np.unique(evaluation["eps_te"])
+    return strengths, np.array([evaluation["return"][last & (evaluation["eps_te"] == eps)].mean() for eps in strengths])
+
+
 def new_figure(columns: int = 1, rows: int = 1):
     """A matplotlib figure that needs no screen, and its axes as a flat list."""
     import matplotlib
@@ -983,11 +991,7 @@ def draw_curves(args):
             points = np.unique(read_csv(paths[0] / "log.csv")["step"])
             curves = np.stack([training_curve(path, points) for path in paths])
             plot_interval(axis, points, curves, f"{algo}, {len(paths)} seeds", index)
-            finals = []
-            for path in paths:
-                evaluation = read_csv(path / "eval.csv")
-                plain = (evaluation["step"] == evaluation["step"].max()) & (evaluation["eps_te"] == min(args.eps_te))
-                finals.append(evaluation["return"][plain].mean())
+            finals = [test_returns(path)[1][0] for path in paths]  # at the smallest eps_te
             print(f"{env} {algo}: return with mean actions at eps_te = {min(args.eps_te):g}, by seed: "
                   f"{' '.join(f'{value:.0f}' for value in finals)}; mean {np.mean(finals):.0f}, "
                   f"standard deviation over seeds {np.std(finals):.0f}")

@@ -29,10 +29,11 @@ Where this differs from, or completes, the paper
 ------------------------------------------------
 * Eq. (2) is printed as a loss that is minimised, without its minus sign. It has one here.
 * Not stated there, chosen here: observations normalised by running statistics inside each policy (frozen while
-  an iteration's data is in use; the first iteration does nothing but gather them), rewards divided by the running standard deviation of the discounted return,
-  gradient norm at most .5 (actor and critic apart), constant learning rate, orthogonal initialisation (gain
-  sqrt 2; .01 and 1 for the heads), standard deviations independent of the state and starting at 1, advantages
-  normalised per minibatch, neither value clipping nor entropy bonus, Adam's epsilon 1e-5.
+  an iteration's data is in use; the first iteration does nothing but gather them), rewards divided by the
+  running standard deviation of the discounted return, gradient norm at most .5 (actor and critic apart),
+  constant learning rate, orthogonal initialisation (gain sqrt 2; .01 and 1 for the heads), standard deviations
+  independent of the state and starting at 1, advantages normalised per minibatch, neither value clipping nor
+  entropy bonus, Adam's epsilon 1e-5.
 * Line 14 stands in the innermost loop; here targets and advantages are computed anew for each epoch, with the
   critic as it then is. Most PPO code computes them once for each iteration, as baselines.py does.
 * Time limits and the end of the batch are not deaths: the future is bootstrapped there.
@@ -69,7 +70,7 @@ from torch import nn
 from baselines import (
     Progress, Rollout, Run, RunningNorm, check_args, discounted_sums, draw_run, evaluate, fail, find_runs, gae,
     held_out_domains, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, plot_interval, read_csv,
-    report, rollout, run_seeds, save_figure, set_up_torch, training_curve,
+    report, rollout, run_seeds, save_figure, set_up_torch, test_returns, training_curve,
 )
 from randomised_envs import sample_domain
 
@@ -377,7 +378,8 @@ def train(args):
         if iteration + 1 in evaluate_at:
             policies = [numpy_policy(agent.actor) for agent in cohort]
             run.write("eval.csv", evaluate(envs[: args.threads], policies, args.eps_te, args.eval_domains, step))
-            draw_run(run.path, title)
+            if iteration + 1 < iterations:  # the last one is drawn by report
+                draw_run(run.path, title)
         if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
             run.save(parts, iteration + 1, finished=iteration + 1 == iterations)
         progress.show(step, float(np.mean([row["return"] for row in rows])))
@@ -387,14 +389,6 @@ def train(args):
 # ---------------------------------------------------------------------------------------------------------
 # Evaluation and figures
 # ---------------------------------------------------------------------------------------------------------
-
-
-def test_returns(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Strengths eps_te, and the mean return at each over peers and held-out domains, at the end of a run."""
-    evaluation = read_csv(path / "eval.csv")
-    last = evaluation["step"] == evaluation["step"].max()
-    strengths = np.unique(evaluation["eps_te"])
-    return strengths, np.array([evaluation["return"][last & (evaluation["eps_te"] == eps)].mean() for eps in strengths])
 
 
 def draw_figure(args):
