@@ -58,6 +58,7 @@ import mujoco
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.adam import adam
 
 from randomised_envs import Domain, Parser, RandomisedEnv, check_eps, make_env, sample_domain
 
@@ -385,16 +386,37 @@ class RunningNorm(nn.Module):
 
 
 def one_vector(*modules: nn.Module) -> nn.Parameter:
-    """All parameters of the modules as one vector, of which each parameter becomes a view.
-
-    Adam then takes one step instead of one for each of a dozen small tensors: half the time.
-    """
+    """All parameters of the modules as one vector, of which each parameter becomes a view."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
     pieces = vector.data.split([parameter.numel() for parameter in parameters])
     for parameter, piece in zip(parameters, pieces):
         parameter.data = piece.view_as(parameter)
     return vector
+
+
+class Adam(nn.Module):
+    """Adam (Kingma and Ba 2015) on one vector, as a function that can stand inside a compiled graph.
+
+    The arithmetic is torch's. Its optimiser object works outside of a graph only, where its bookkeeping takes ten
+    times as long as its arithmetic does for networks of this size.
+    """
+
+    def __init__(self, parameters: torch.Tensor, learning_rate: float, eps: float = 1e-8):
+        super().__init__()
+        self.learning_rate, self.eps = learning_rate, eps
+        self.register_buffer("mean", torch.zeros_like(parameters, requires_grad=False))
+        self.register_buffer("square", torch.zeros_like(parameters, requires_grad=False))
+        self.register_buffer("steps", torch.zeros((), device=parameters.device))
+
+    def forward(self, parameters, gradient):
+        """The parameters (n,) after one step against the gradient (n,); the running means change, the argument does not."""
+        new = parameters.detach().clone()
+        adam(
+            [new], [gradient], [self.mean], [self.square], [], [self.steps], amsgrad=False, beta1=0.9, beta2=0.999,
+            lr=self.learning_rate, weight_decay=0, eps=self.eps, maximize=False, foreach=False,
+        )
+        return new
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -835,9 +857,9 @@ def gaussian_log_prob(mean, log_std, actions):
     return (-0.5 * ((actions - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
-def ppo_loss(actor, batch, clip):                                                                       # Eq. (7)
+def ppo_loss(policy, batch, clip):                                                                      # Eq. (7)
     """Clipped surrogate, negated: to be minimised. Scalar."""
-    ratio = (gaussian_log_prob(*actor(batch.obs), batch.actions) - batch.log_probs).exp()               # (N,)
+    ratio = (gaussian_log_prob(*policy, batch.actions) - batch.log_probs).exp()                         # (N,)
     assert ratio.shape == batch.advantages.shape
     return -torch.min(ratio * batch.advantages, ratio.clamp(1 - clip, 1 + clip) * batch.advantages).mean()
 
@@ -860,16 +882,22 @@ def clip_norm(gradient, max_norm):
 
 
 def ppo_gradients(actor, critic, batch, clip, max_grad_norm):
-    """Gradient of both losses on a minibatch, as one vector, and what the log tells of them. Compiled as one graph."""
+    """Gradient of both losses on a minibatch, as one vector, and what the log tells of them."""
     spread = batch.advantages.std() + 1e-8
     batch = batch._replace(advantages=(batch.advantages - batch.advantages.mean()) / spread)
-    surrogate, critic_loss = ppo_loss(actor, batch, clip), value_loss(critic, batch)
+    surrogate, critic_loss = ppo_loss(actor(batch.obs), batch, clip), value_loss(critic, batch)
     actor_gradient, critic_gradient = (
         torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
         for loss, network in ((surrogate, actor), (critic_loss, critic))
     )
     told = torch.stack([surrogate, critic_loss, actor.log_std.mean()]).detach()
     return torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)]), told
+
+
+def ppo_adam_step(actor, critic, adam, parameters, batch, clip, max_grad_norm):
+    """The vector of both networks' parameters after one step of Adam, and what the log tells. Compiled as one graph."""
+    gradient, told = ppo_gradients(actor, critic, batch, clip, max_grad_norm)
+    return adam(parameters, gradient), told
 
 
 @torch.no_grad()
@@ -894,9 +922,13 @@ def estimate(batch: Batch, critic, reward_scale, rollouts: list[Rollout], gamma:
     device, scale = batch.obs.device, reward_scale.std().item()
     advantages, targets = [], []
     for data in rollouts:
-        values, next_values = (
-            critic(torch.as_tensor(x, device=device)).cpu().numpy().astype(np.float64) for x in (data.obs, data.next_obs)
+        last = data.ends.nonzero()[0]  # elsewhere the next observation is the following row, and is not valued twice
+        values, last_values = (
+            critic(torch.as_tensor(x, device=device)).cpu().numpy().astype(np.float64)
+            for x in (data.obs, data.next_obs[last])
         )
+        next_values = np.roll(values, -1)
+        next_values[last] = last_values
         advantages.append(gae(data.rewards / scale, values, next_values, data.terminated, data.ends, gamma, gae_lambda))
         targets.append(advantages[-1] + values)
     advantages, targets = (
@@ -926,10 +958,10 @@ def ppo(args):
     critic = ValueCritic(envs[0].observation_space.shape[0]).to(args.device)
     reward_scale = RunningNorm(())
     parameters = one_vector(actor, critic)
-    optimiser = torch.optim.Adam([parameters], lr=args.learning_rate, eps=1e-5, fused=True)
-    compute_gradients = torch.compile(ppo_gradients, fullgraph=True, dynamic=False) if args.compile else ppo_gradients
+    adam = Adam(parameters, args.learning_rate, eps=1e-5)
+    compiled_step = torch.compile(ppo_adam_step, fullgraph=True, dynamic=False) if args.compile else ppo_adam_step
 
-    parts = {"actor": actor, "critic": critic, "reward_scale": reward_scale, "optimiser": optimiser}
+    parts = {"actor": actor, "critic": critic, "reward_scale": reward_scale, "adam": adam}
     iterations = args.total_steps // args.steps_per_iteration
     evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
     first = run.resume(parts, args.steps_per_iteration)
@@ -947,8 +979,8 @@ def ppo(args):
         # The first iteration only gathers the normaliser's statistics: no step is taken on raw observations.
         for _ in range(args.epochs if iteration > 0 else 0):
             for minibatch in shuffle(batch, args.minibatches, rng):
-                parameters.grad, tells = compute_gradients(actor, critic, minibatch, args.clip, args.max_grad_norm)
-                optimiser.step()
+                new, tells = compiled_step(actor, critic, adam, parameters, minibatch, args.clip, args.max_grad_norm)
+                parameters.data.copy_(new)  # and with it both networks
                 told += tells
         actor.norm.absorb(data.obs)  # only now: this data was collected, and used, with the old statistics
         critic.norm.absorb(data.obs)

@@ -68,7 +68,7 @@ import torch
 from torch import nn
 
 from baselines import (
-    Progress, Rollout, Run, RunningNorm, check_args, discounted_sums, draw_run, evaluate, fail, find_runs, gae,
+    Adam, Progress, Rollout, Run, RunningNorm, check_args, discounted_sums, draw_run, evaluate, fail, find_runs, gae,
     held_out_domains, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, plot_interval, read_csv,
     report, rollout, run_seeds, save_figure, set_up_torch, test_returns, training_curve,
 )
@@ -196,17 +196,16 @@ def gaussian_kl(mean, log_std, other_mean, other_log_std):
     return (0.5 * (ratio + ((mean - other_mean) / other_log_std.exp()) ** 2 - 1) + other_log_std - log_std).sum(-1)
 
 
-def ppo_loss(actor, batch, clip):                                                                       # Eq. (2)
+def ppo_loss(policy, batch, clip):                                                                      # Eq. (2)
     """Clipped surrogate, negated: to be minimised. Scalar."""
-    ratio = (gaussian_log_prob(*actor(batch.obs), batch.actions) - batch.log_probs).exp()               # (N,)
+    ratio = (gaussian_log_prob(*policy, batch.actions) - batch.log_probs).exp()                         # (N,)
     assert ratio.shape == batch.advantages.shape
     return -torch.min(ratio * batch.advantages, ratio.clamp(1 - clip, 1 + clip) * batch.advantages).mean()
 
 
-def distillation_loss(actor, peers, obs):                                                               # Eq. (3)
+def distillation_loss(policy, peers, obs):                                                              # Eq. (3)
     """Mean over peers of KL(own || peer) on the agent's own states. Peers get no gradient. Scalar."""
-    mean, log_std = actor(obs)
-    divergences = [gaussian_kl(mean, log_std, *(x.detach() for x in peer(obs))).mean() for peer in peers]
+    divergences = [gaussian_kl(*policy, *(x.detach() for x in peer(obs))).mean() for peer in peers]
     return sum(divergences, torch.zeros((), device=obs.device)) / max(len(peers), 1)
 
 
@@ -229,7 +228,7 @@ class Agent:
         self.actor, self.critic = actor, critic
         self.reward_scale = RunningNorm(())
         self.parameters = one_vector(actor, critic)
-        self.optimiser = torch.optim.Adam([self.parameters], lr=learning_rate, eps=1e-5, fused=True)
+        self.adam = Adam(self.parameters, learning_rate, eps=1e-5)
 
 
 def clip_norm(gradient, max_norm):
@@ -238,11 +237,12 @@ def clip_norm(gradient, max_norm):
 
 
 def gradients(actor, critic, peers, batch, clip, alpha, entropy_coef, max_grad_norm):
-    """Gradient of an agent's two losses on a minibatch, as one vector, and what the log tells. Compiled as one graph."""
+    """Gradient of an agent's two losses on a minibatch, as one vector, and what the log tells."""
     spread = batch.advantages.std() + 1e-8
     batch = batch._replace(advantages=(batch.advantages - batch.advantages.mean()) / spread)
-    surrogate = ppo_loss(actor, batch, clip)
-    distillation = distillation_loss(actor, peers, batch.obs)
+    policy = actor(batch.obs)  # once for both losses
+    surrogate = ppo_loss(policy, batch, clip)
+    distillation = distillation_loss(policy, peers, batch.obs)
     entropy = (actor.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
     actor_loss = surrogate + alpha * distillation - entropy_coef * entropy                              # Eq. (4)
     critic_loss = value_loss(critic, batch)
@@ -254,12 +254,17 @@ def gradients(actor, critic, peers, batch, clip, alpha, entropy_coef, max_grad_n
     return torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)]), told
 
 
-def update(agent, peers, batch, compute_gradients, args):                                               # lines 13, 15
-    """One step of Adam on theta_i and phi_i. `compute_gradients` is `gradients`, compiled or not."""
-    agent.parameters.grad, told = compute_gradients(
-        agent.actor, agent.critic, peers, batch, args.clip, args.alpha, args.entropy_coef, args.max_grad_norm
-    )
-    agent.optimiser.step()
+def adam_step(actor, critic, adam, parameters, peers, batch, clip, alpha, entropy_coef, max_grad_norm):
+    """The vector of an agent's parameters after one step of Adam, and what the log tells. Compiled as one graph."""
+    gradient, told = gradients(actor, critic, peers, batch, clip, alpha, entropy_coef, max_grad_norm)
+    return adam(parameters, gradient), told
+
+
+def update(agent, peers, batch, adam_step, args):                                                       # lines 13, 15
+    """One step of Adam on theta_i and phi_i. `adam_step` may be compiled."""
+    networks = agent.actor, agent.critic, agent.adam, agent.parameters
+    new, told = adam_step(*networks, peers, batch, args.clip, args.alpha, args.entropy_coef, args.max_grad_norm)
+    agent.parameters.data.copy_(new)  # and with it both networks
     return told
 
 
@@ -290,9 +295,13 @@ def estimate(batch: Batch, critic, reward_scale, rollouts: list[Rollout], gamma:
     device, scale = batch.obs.device, reward_scale.std().item()
     advantages, targets = [], []
     for data in rollouts:
-        values, next_values = (
-            critic(torch.as_tensor(x, device=device)).cpu().numpy().astype(np.float64) for x in (data.obs, data.next_obs)
+        last = data.ends.nonzero()[0]  # elsewhere the next observation is the following row, and is not valued twice
+        values, last_values = (
+            critic(torch.as_tensor(x, device=device)).cpu().numpy().astype(np.float64)
+            for x in (data.obs, data.next_obs[last])
         )
+        next_values = np.roll(values, -1)
+        next_values[last] = last_values
         advantages.append(gae(data.rewards / scale, values, next_values, data.terminated, data.ends, gamma, gae_lambda))
         targets.append(advantages[-1] + values)
     advantages, targets = (
@@ -316,7 +325,7 @@ def train(args):
         return report(run, title)
     envs = make_envs(args, max(args.agents, args.threads))
     set_up_torch(args)
-    compute_gradients = torch.compile(gradients, fullgraph=True, dynamic=False) if args.compile else gradients
+    compiled_step = torch.compile(adam_step, fullgraph=True, dynamic=False) if args.compile else adam_step
 
     # Alg. 1, lines 2, 3: the same theta_0 and phi_0 for every agent. PPO is one agent that learns from all K domains.
     actor = GaussianActor(envs[0].observation_space.shape[0], envs[0].action_space.shape[0]).to(args.device)
@@ -324,7 +333,7 @@ def train(args):
     learners = {"p2pdrl": args.agents, "ppo": 1}[args.method]
     cohort = [Agent(copy.deepcopy(actor), copy.deepcopy(critic), args.learning_rate) for _ in range(learners)]
 
-    names = ("actor", "critic", "reward_scale", "optimiser")
+    names = ("actor", "critic", "reward_scale", "adam")
     parts = {f"{name}{i}": getattr(agent, name) for i, agent in enumerate(cohort) for name in names}
     steps_per_domain = args.steps_per_iteration // args.agents
     iterations = args.total_steps // args.steps_per_iteration
@@ -354,7 +363,7 @@ def train(args):
             for minibatches in zip(*shuffled):                                                          # line 10
                 for i, (agent, batch) in enumerate(zip(cohort, minibatches)):                           # lines 11, 12
                     peers = [peer.actor for peer in cohort if peer is not agent]
-                    told[i] += update(agent, peers, batch, compute_gradients, args)                     # lines 13, 15
+                    told[i] += update(agent, peers, batch, compiled_step, args)                      # lines 13, 15
 
         step = (iteration + 1) * args.steps_per_iteration
         rows = []

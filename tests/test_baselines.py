@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import baselines  # noqa: E402
 from baselines import (  # noqa: E402
-    Batch, GaussianActor, Rollout, Run, RunningNorm, ValueCritic, bootstrap, clip_norm, discounted_sums, episode_return,
-    evaluate, find_runs, gae, gaussian_log_prob, held_out_domains, numpy_policy, one_vector, parse_args, ppo_gradients,
+    Adam, Batch, GaussianActor, Rollout, Run, RunningNorm, ValueCritic, bootstrap, clip_norm, discounted_sums,
+    episode_return, evaluate, find_runs, gae, gaussian_log_prob, held_out_domains, numpy_policy, one_vector, parse_args, ppo_gradients,
     estimate, ppo_loss, prepare, read_csv, rollout, shuffle, smooth, training_curve, value_loss,
 )  # fmt: skip
 from randomised_envs import Domain, make_env  # noqa: E402
@@ -109,6 +109,7 @@ def random_rollout(steps, ends, terminated, seed=0):
     actions = rng.normal(size=(steps, ACT)).astype(np.float32)
     flags = np.zeros((2, steps), bool)
     flags[0, terminated], flags[1, ends] = True, True
+    next_obs[:-1][~flags[1, :-1]] = obs[1:][~flags[1, :-1]]  # a step leads to the next row, unless it is an episode's last
     return Rollout(obs, actions, rng.normal(3, 10, steps), next_obs, flags[0], flags[1], np.zeros(1))
 
 
@@ -271,21 +272,24 @@ def test_parameters_are_views_of_one_vector():
 
 
 def test_adam_on_the_vector_is_adam_on_the_parameters():
-    """Five steps with the same gradients."""
+    """Five steps with the same gradients, against torch's optimiser; its arguments stay as they are."""
     actor, _ = networks()
     slow = copy.deepcopy(actor)
     vector = one_vector(actor)
-    fast_adam = torch.optim.Adam([vector], lr=1e-2, eps=1e-5, fused=True)
-    slow_adam = torch.optim.Adam(slow.parameters(), lr=1e-2, eps=1e-5, fused=False)
+    fast_adam = Adam(vector, 1e-2, eps=1e-5)
+    slow_adam = torch.optim.Adam(slow.parameters(), lr=1e-2, eps=1e-5)
     for step in range(5):
         gradients = [torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) for p in slow.parameters()]
-        vector.grad = torch.cat([gradient.flatten() for gradient in gradients])
+        gradient, before = torch.cat([gradient.flatten() for gradient in gradients]), vector.detach().clone()
+        new = fast_adam(vector, gradient)
+        assert torch.equal(vector.detach(), before) and torch.equal(gradient, torch.cat([g.flatten() for g in gradients]))
+        vector.data.copy_(new)
         for parameter, gradient in zip(slow.parameters(), gradients):
             parameter.grad = gradient
-        fast_adam.step()
         slow_adam.step()
     for fast, expected in zip(actor.parameters(), slow.parameters()):
         torch.testing.assert_close(fast, expected, rtol=0, atol=1e-6)
+    assert not new.requires_grad
 
 
 def test_the_policy_in_numpy_is_the_actor():
@@ -507,14 +511,14 @@ def test_ppo_loss_is_the_clipped_surrogate(clip):
     """Eq. (7), against a loop over samples, with ratios on both sides of both bounds."""
     actor, _ = networks()
     batch = random_batch(actor)
-    assert ppo_loss(actor, batch, clip).item() == pytest.approx(slow_ppo_loss(actor, batch, clip), rel=1e-4)
+    assert ppo_loss(actor(batch.obs), batch, clip).item() == pytest.approx(slow_ppo_loss(actor, batch, clip), rel=1e-4)
 
 
 def test_ppo_loss_starts_with_the_policy_gradient():
     """At ratio 1 its gradient is that of -E[A log pi], here by finite differences in float64."""
     actor, batch = doubled(networks()[0], random_batch(networks()[0], shift=0.0))
     batch = batch._replace(log_probs=gaussian_log_prob(*actor(batch.obs), batch.actions).detach())
-    ppo_loss(actor, batch, 0.2).backward()
+    ppo_loss(actor(batch.obs), batch, 0.2).backward()
 
     def objective():
         normal = torch.distributions.Normal(actor(batch.obs)[0], actor.log_std.exp())
@@ -532,7 +536,7 @@ def test_a_clipped_step_pushes_no_further(shift, sign, moves):
     actor, _ = networks()
     batch = random_batch(actor, shift=0.0)
     batch = batch._replace(log_probs=batch.log_probs + shift, advantages=sign * torch.ones(len(batch.obs)))
-    ppo_loss(actor, batch, 0.2).backward()
+    ppo_loss(actor(batch.obs), batch, 0.2).backward()
     assert all((parameter.grad.abs().max() > 0) == moves for parameter in actor.parameters())
 
 
@@ -551,7 +555,7 @@ def test_columns_of_shape_n_by_1_are_refused(name):
     batch = random_batch(actor)
     batch = batch._replace(**{name: getattr(batch, name)[:, None]})
     with pytest.raises(AssertionError):
-        ppo_loss(actor, batch, 0.2)
+        ppo_loss(actor(batch.obs), batch, 0.2)
         value_loss(critic, batch)
 
 
@@ -578,7 +582,7 @@ def test_ppo_gradients_are_those_of_both_losses(max_grad_norm):
 
     advantages = batch.advantages.numpy()
     normalised = (advantages - advantages.mean()) / advantages.std(ddof=1)
-    surrogate = ppo_loss(actor, batch._replace(advantages=torch.tensor(normalised)), 0.2)
+    surrogate = ppo_loss(actor(batch.obs), batch._replace(advantages=torch.tensor(normalised)), 0.2)
     error = value_loss(critic, batch)
     (surrogate + error).backward()
     expected = []
@@ -822,26 +826,16 @@ def test_a_checkpoint_brings_everything_back(tmp_path):
 
 def test_optimisers_are_restored_to_the_bit(tmp_path):
     """Two steps of Adam in one go, or with a checkpoint in between."""
-
-    def adam():
-        vector = nn.Parameter(torch.linspace(-1, 1, 7))
-        return vector, torch.optim.Adam([vector], lr=0.1, fused=True)
-
-    def step(vector, optimiser):
-        vector.grad = vector.detach() ** 2
-        optimiser.step()
-
-    vector, optimiser = adam()
-    step(vector, optimiser)
+    vector = torch.linspace(-1, 1, 7)
+    adam = Adam(vector, 0.1)
+    middle = adam(vector, vector**2)
     run = Run(arguments(tmp_path), "baselines", "ppo")
-    run.resume({"optimiser": optimiser}, 10)
-    run.save({"optimiser": optimiser}, 1, finished=False)
-    copy_, second = adam()
-    copy_.data.copy_(vector.data)
-    Run(arguments(tmp_path), "baselines", "ppo").resume({"optimiser": second}, 10)
-    step(vector, optimiser)
-    step(copy_, second)
-    assert torch.equal(vector, copy_)
+    run.resume({"adam": adam}, 10)
+    run.save({"adam": adam}, 1, finished=False)
+    second = Adam(vector, 0.1)
+    Run(arguments(tmp_path), "baselines", "ppo").resume({"adam": second}, 10)
+    end = adam(middle, middle**2)
+    assert torch.equal(end, second(middle, middle**2)) and not torch.equal(end, Adam(vector, 0.1)(middle, middle**2))
 
 
 def test_rows_past_the_checkpoint_are_cut_off_and_written_again(tmp_path):

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import baselines  # noqa: E402
 import p2pdrl  # noqa: E402
 from p2pdrl import (  # noqa: E402
-    Agent, Args, Batch, GaussianActor, ValueCritic, distillation_loss, gaussian_kl, gaussian_log_prob, gradients, ppo_loss,
-    update,
+    Agent, Args, Batch, GaussianActor, ValueCritic, adam_step, distillation_loss, gaussian_kl, gaussian_log_prob,
+    gradients, ppo_loss, update,
 )  # fmt: skip
 from randomised_envs import make_env, sample_domain  # noqa: E402
 
@@ -132,7 +132,7 @@ def test_distillation_is_the_mean_divergence_from_the_peers(agents):
             p, q = policy_of(own, state[None]), policy_of(peer, state[None])
             total += kl_divergence(p, q).sum().item() / len(obs) / (agents - 1)
             reverse += kl_divergence(q, p).sum().item() / len(obs) / (agents - 1)
-    loss = distillation_loss(own, peers, obs)
+    loss = distillation_loss(own(obs), peers, obs)
     assert loss.shape == () and loss.item() == pytest.approx(total, rel=1e-4)
     assert abs(total - reverse) > 0.01 * total
 
@@ -141,24 +141,24 @@ def test_distillation_from_equals_or_from_nobody_is_nothing():
     """Zero, also in its gradient."""
     own, other = actors(2)
     obs = random_batch(own).obs
-    loss = distillation_loss(own, [copy.deepcopy(own), copy.deepcopy(own)], obs)
+    loss = distillation_loss(own(obs), [copy.deepcopy(own), copy.deepcopy(own)], obs)
     assert abs(loss.item()) < 1e-6
     assert max(gradient.abs().max() for gradient in torch.autograd.grad(loss, list(own.parameters()))) < 1e-6
-    assert distillation_loss(own, [], obs).item() == 0
+    assert distillation_loss(own(obs), [], obs).item() == 0
 
 
 def test_distillation_pulls_its_own_actor_only():
     """A gradient to every own parameter, none to a peer's; a step against it brings the policies together."""
     own, *peers = actors(3)
     obs = random_batch(own).obs
-    loss = distillation_loss(own, peers, obs)
+    loss = distillation_loss(own(obs), peers, obs)
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in own.parameters())
     assert all(parameter.grad is None for peer in peers for parameter in peer.parameters())
     with torch.no_grad():
         for parameter in own.parameters():
             parameter -= 1e-3 * parameter.grad
-    assert distillation_loss(own, peers, obs) < loss
+    assert distillation_loss(own(obs), peers, obs) < loss
 
 
 # Eq. (2), (4) --------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_ppo_loss_is_minimised():
     """A step against its gradient makes good actions likelier and bad ones less likely."""
     actor, _ = actor_and_critic(0)
     batch = random_batch(actor, shift=0.0)
-    loss = ppo_loss(actor, batch, 0.2)
+    loss = ppo_loss(actor(batch.obs), batch, 0.2)
     assert loss.item() == pytest.approx(-batch.advantages.mean().item(), rel=1e-3)
     loss.backward()
     with torch.no_grad():
@@ -303,14 +303,14 @@ def test_update_is_one_step_of_adam_for_one_agent():
     statistics = copy.deepcopy([dict(network.named_buffers()) for network in (agent.actor, agent.critic, peer.actor)])
     for seed in range(3):
         batch = random_batch(agent.actor, seed=seed)
-        told = update(agent, [peer.actor], batch, gradients, args)
+        told = update(agent, [peer.actor], batch, adam_step, args)
         torch.testing.assert_close(told, slow_update(*slow, [peer.actor], batch, args), rtol=1e-4, atol=1e-5)
     after = parameters_of(agent.actor, agent.critic)
     torch.testing.assert_close(after, parameters_of(*slow[:2]), rtol=0, atol=2e-5)
     assert torch.equal(after, agent.parameters.detach())
     assert (parameters_of(*actor_and_critic(0)) - after).abs().max() > 0.02
     assert torch.equal(before, parameters_of(peer.actor, peer.critic))
-    assert not peer.optimiser.state and peer.parameters.grad is None
+    assert peer.adam.steps == 0 and not peer.adam.mean.any() and peer.parameters.grad is None
     for old, network in zip(statistics, (agent.actor, agent.critic, peer.actor)):
         assert all(torch.equal(old[name], buffer) for name, buffer in network.named_buffers())
 
@@ -576,8 +576,7 @@ def test_the_defaults_are_the_papers():
     assert (args.clip, args.gamma, args.gae_lambda, args.alpha, args.eps_tr) == (0.2, 0.99, 0.95, 1.0, 0.2)
     assert p2pdrl.LEARNING_RATE == {"p2pdrl": 1e-4, "ppo": 3e-4}
     agent = Agent(GaussianActor(OBS, ACT), ValueCritic(OBS), 1e-4)
-    (group,) = agent.optimiser.param_groups
-    assert type(agent.optimiser) is torch.optim.Adam and (group["lr"], group["eps"], group["betas"]) == (1e-4, 1e-5, (0.9, 0.999))
+    assert (agent.adam.learning_rate, agent.adam.eps) == (1e-4, 1e-5)
 
 
 # What this file repeats ----------------------------------------------------------------------------------
