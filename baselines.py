@@ -146,8 +146,8 @@ def run_seeds(seeds: tuple[int, ...], jobs: int):
 
 # Settings that may differ between a run and its continuation: they cannot change its result.
 FREE_SETTINGS = {"seeds", "jobs", "threads", "overwrite", "runs", "checkpoint_every", "figure", "curves", "watch", "gif"}
-# Settings in which runs of one figure may differ beside these: what it compares, and what makes no difference of kind.
-COMPARED = {"env", "method", "algo", "seed", "learning_rate", "device", "compile", "eval_domains", "evaluations"}
+# Settings in which the runs of one line in a figure may differ beside these.
+COMPARED = {"seed", "learning_rate", "device", "compile", "eval_domains", "evaluations", "gradient_variance"}
 
 
 def settings_of(args) -> dict:
@@ -233,7 +233,7 @@ class Run:
         self.began = time.perf_counter() - self.seconds
         return self.iteration
 
-    def check_finite(self, step: int, agent: int, values: list[float], parameters: torch.Tensor):
+    def check_finite(self, step: int, agent: int | str, values: list[float], parameters: torch.Tensor):
         """End the program, leaving the last good checkpoint, if a loss, a return or a weight is not a number."""
         if not (np.all(np.isfinite(values)) and parameters.isfinite().all()):
             what = f"step {step}, agent {agent}: a loss, return or weight is not finite"
@@ -260,6 +260,11 @@ class Run:
         saved |= {"seconds": self.elapsed(), "sizes": self.sizes}
         self._replace("checkpoint.pt", lambda path: torch.save(saved, path))
 
+    def snapshot(self, step: int, actors: list[nn.Module]):
+        """Keep these policies as they are at this step, in policies-<step>.pt."""
+        states = [actor.state_dict() for actor in actors]
+        self._replace(f"policies-{step}.pt", lambda path: torch.save(states, path))
+
     def _replace(self, name, write):
         beside = self.path / f".{name}.new"
         write(beside)
@@ -275,12 +280,14 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
 
 
-def find_runs(args, script: str) -> dict[tuple[str, str], list[Path]]:
-    """Finished runs of `script` below args.runs with the settings of `args`, by (environment, method), seeds in order.
+def find_runs(args, script: str, by: tuple[str, ...]) -> dict[tuple, list[Path]]:
+    """Finished runs of `script` below args.runs by the values of the settings `by`, seeds in order.
 
-    Environment, method and seed may be any (see COMPARED). Says how many others it passed over.
+    All other settings are those of `args`, but for those in COMPARED, which may be whatever they are. Says how many
+    runs it passed over.
     """
-    wanted = {name: value for name, value in settings_of(args).items() if name not in FREE_SETTINGS | COMPARED}
+    ignored = FREE_SETTINGS | COMPARED | set(by)
+    wanted = {name: value for name, value in settings_of(args).items() if name not in ignored}
     found, others = {}, 0
     for config in Path(args.runs).glob("**/config.json"):
         try:
@@ -290,18 +297,22 @@ def find_runs(args, script: str) -> dict[tuple[str, str], list[Path]]:
                 continue
             same = all(settings.get(name) == value for name, value in wanted.items())
             if same and torch.load(config.parent / "checkpoint.pt", weights_only=True, map_location="cpu")["finished"]:
-                key = settings["env"], settings.get("method") or settings["algo"]
-                found.setdefault(key, []).append((settings["seed"], config.parent))
+                found.setdefault(tuple(settings[name] for name in by), []).append((settings, config.parent))
             else:
                 others += 1
         except Exception:  # unfinished, damaged or not one of ours: a figure can do without it
             others += 1
     if others:
         print(f"note: {others} runs below {args.runs}/ are unfinished or have other settings, and are left out")
-    for (env, method), runs in found.items():
-        if len({seed for seed, _ in runs}) < len(runs):  # of another learning rate, say: which one is meant?
-            fail(f"several runs of {method} on {env} below {args.runs}/ have the same seed: choose among them with --runs")
-    return {key: [path for _, path in sorted(found[key])] for key in sorted(found)}
+    chosen = {}
+    for key, runs in sorted(found.items()):
+        if len({settings.get("learning_rate") for settings, _ in runs}) > 1:  # which one is meant?
+            what = ", ".join(f"{name} {value}" for name, value in zip(by, key))
+            fail(f"runs of {what} below {args.runs}/ have different learning rates: choose among them with --runs")
+        # Of two runs of one seed, which then differ in nothing that matters here, the one evaluated more often.
+        runs.sort(key=lambda run: (run[0]["seed"], run[0].get("evaluations", 0), str(run[1])))
+        chosen[key] = list({settings["seed"]: path for settings, path in runs}.values())
+    return chosen
 
 
 class Progress:
@@ -542,28 +553,35 @@ def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int) -> flo
     return total
 
 
-def evaluate(envs: list[RandomisedEnv], policies: list, eps_te: tuple[float, ...], number: int, step: int) -> list[dict]:
-    """Every policy, mean action, one episode in each of `number` held-out domains for each eps: eval.csv's rows.
+def episode_returns(envs: list[RandomisedEnv], jobs: list[tuple]) -> list[float]:
+    """Return of one episode for each job (policy, domain, seed), in the order of the jobs.
 
-    The jobs are shared out among the environments, one thread each; which one does which changes nothing.
+    They are shared out among the environments, one thread each; which one does which changes nothing.
     """
-    domains = {eps: held_out_domains(eps, number, envs[0].position_draws) for eps in eps_te}
-    jobs = [(agent, eps, i) for agent in range(len(policies)) for eps in eps_te for i in range(number)]
     free = queue.SimpleQueue()
     for env in envs:
         free.put(env)
 
     def play(job):
-        agent, eps, i = job
         env = free.get()
         try:
-            value = episode_return(env, policies[agent], domains[eps][i], seed=i)
+            return episode_return(env, *job)
         finally:
             free.put(env)
-        return {"step": step, "agent": agent, "eps_te": eps, "domain": i, "return": value}
 
     with ThreadPoolExecutor(len(envs)) as pool:
         return list(pool.map(play, jobs))
+
+
+def evaluate(envs: list[RandomisedEnv], policies: list, eps_te: tuple[float, ...], number: int, step: int) -> list[dict]:
+    """Every policy, mean action, one episode in each of `number` held-out domains for each eps: eval.csv's rows."""
+    domains = {eps: held_out_domains(eps, number, envs[0].position_draws) for eps in eps_te}
+    places = [(agent, eps, i) for agent in range(len(policies)) for eps in eps_te for i in range(number)]
+    returns = episode_returns(envs, [(policies[agent], domains[eps][i], i) for agent, eps, i in places])
+    return [
+        {"step": step, "agent": agent, "eps_te": eps, "domain": i, "return": value}
+        for (agent, eps, i), value in zip(places, returns)
+    ]
 
 
 def check_args(args, domains: int):
@@ -614,6 +632,13 @@ def make_envs(args, number: int, **kwargs) -> list[RandomisedEnv]:
     return envs
 
 
+CENTRE = -1  # agent's number in eval.csv of a policy that has no data of its own
+
+
+def name_of(agent: float) -> str:
+    return "centre " if agent == CENTRE else f"agent {agent:.0f}"
+
+
 def print_table(evaluation: dict[str, np.ndarray]):
     """Return by agent and eps_te at the last evaluation: mean over the held-out domains +- standard deviation."""
     last = evaluation["step"] == evaluation["step"].max()
@@ -626,7 +651,7 @@ def print_table(evaluation: dict[str, np.ndarray]):
         for eps in strengths:
             values = evaluation["return"][last & (evaluation["agent"] == agent) & (evaluation["eps_te"] == eps)]
             cells.append(f"{values.mean():>8.0f} +-{values.std():>5.0f}")
-        print(f"agent {agent:.0f}" + "".join(cells))
+        print(name_of(agent) + "".join(cells))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -660,8 +685,8 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def training_curve(path: Path, points: np.ndarray, agent: int | None = None) -> np.ndarray:
-    """Training return at the given steps, smoothed over 20 iterations: of one agent, or the mean over agents.
+def training_curve(path: Path, points: np.ndarray, agent: int | None = None, column: str = "return") -> np.ndarray:
+    """A column of log.csv at the given steps, smoothed over 20 iterations: of one agent, or the mean over agents.
 
     Beyond the end of the run: nan.
     """
@@ -670,7 +695,7 @@ def training_curve(path: Path, points: np.ndarray, agent: int | None = None) -> 
     curves = []
     for each in agents:
         own = log["agent"] == each
-        curves.append(np.interp(points, log["step"][own], smooth(log["return"][own], 20), right=np.nan))
+        curves.append(np.interp(points, log["step"][own], smooth(log[column][own], 20), right=np.nan))
     return np.mean(curves, axis=0)
 
 
@@ -680,6 +705,13 @@ def test_returns(path: Path) -> tuple[np.ndarray, np.ndarray]:
     last = evaluation["step"] == evaluation["step"].max()
     strengths = np.unique(evaluation["eps_te"])
     return strengths, np.array([evaluation["return"][last & (evaluation["eps_te"] == eps)].mean() for eps in strengths])
+
+
+def test_curve(path: Path, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Steps of the evaluations, and the mean return at each over peers and held-out domains of strength eps."""
+    evaluation = read_csv(path / "eval.csv")
+    wanted, steps = evaluation["eps_te"] == eps, np.unique(evaluation["step"])
+    return steps, np.array([evaluation["return"][wanted & (evaluation["step"] == step)].mean() for step in steps])
 
 
 def new_figure(columns: int = 1, rows: int = 1):
@@ -728,13 +760,15 @@ def draw_run(path: Path, title: str):
     figure, (left, right) = new_figure(columns=2)
     points = np.unique(log["step"])
     last = evaluation["step"] == evaluation["step"].max()
-    for index, agent in enumerate(sorted(set(log["agent"]))):
+    for index, agent in enumerate(sorted(set(log["agent"]) | set(evaluation["agent"][last]))):
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
-        left.plot(points, training_curve(path, points, agent), color=colour, linestyle=style, label=f"agent {agent:.0f}")
+        if agent in log["agent"]:
+            left.plot(points, training_curve(path, points, agent), color=colour, linestyle=style, label=name_of(agent))
         own = last & (evaluation["agent"] == agent)
-        strengths = np.unique(evaluation["eps_te"][own])
-        table = np.stack([evaluation["return"][own & (evaluation["eps_te"] == eps)] for eps in strengths], axis=1)
-        plot_interval(right, strengths, table, f"agent {agent:.0f}", index, marker="o", markersize=4)
+        if own.any():
+            strengths = np.unique(evaluation["eps_te"][own])
+            table = np.stack([evaluation["return"][own & (evaluation["eps_te"] == eps)] for eps in strengths], axis=1)
+            plot_interval(right, strengths, table, name_of(agent), index, marker="o", markersize=4)
     millions(left)
     left.set(ylabel="return", title="training domains, sampled actions")
     right.set(xlabel="eps_te, strength of the randomisation", ylabel="return", title="held-out domains, mean action")
@@ -1011,7 +1045,7 @@ def ppo(args):
 
 def draw_curves(args):
     """Learning curves of all finished runs with these settings, a panel for each environment; final returns as text."""
-    found = find_runs(args, "baselines")
+    found = find_runs(args, "baselines", ("env", "algo"))
     if not found:
         command = f"python baselines.py --env {args.env} --seeds 0 1 2"
         fail(f"no finished runs below {args.runs}/ with these settings: {command} makes some")

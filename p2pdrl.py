@@ -25,6 +25,24 @@ through this term alone; no data is exchanged, there is no central policy, and e
     L_dis(theta_i)  = 1/(K-1) sum_{k != i} E[ KL(pi_theta_i(.|s) || pi_theta_k(.|s)) ]                Eq. (3)
     L(theta_i)      = L_PPO + alpha L_dis          (with the sign of Eq. (2) turned: minimised)       Eq. (4)
 
+What it is compared with (Sec. 4.2): the same loop, other company
+----------------------------------------------------------------
+    --method        | learns                 | and stays close to                | then
+    p2pdrl          | K agents, one domain   | every peer, on its own states     |
+                    | each                   |                                   |
+    ppo             | one, from the union of |                                   |
+                    | all K domains' data    |                                   |
+    distributed-ppo | one, from the mean of  |                                   |
+                    | K workers' gradients   |                                   |
+    self-kl         | like ppo               | itself, before this iteration     |
+    distral         | K agents               | a centre, on its own states       | at each step, the centre is
+                    |                        |                                   | drawn to the agents
+    dnc             | K agents               | every peer, on the peer's states, | after each iteration, the centre is
+                    |                        | KL in both directions             | fitted to the agents, which now
+                    |                        |                                   | and then start again from it
+
+    L_reg(theta)    = E[ KL(pi_theta(.|s) || pi_theta_old(.|s)) ]                           self-kl, Sec. 4.4
+
 Where this differs from, or completes, the paper
 ------------------------------------------------
 * Eq. (2) is printed as a loss that is minimised, without its minus sign. It has one here.
@@ -34,19 +52,27 @@ Where this differs from, or completes, the paper
   constant learning rate, orthogonal initialisation (gain sqrt 2; .01 and 1 for the heads), standard deviations
   independent of the state and starting at 1, advantages normalised per minibatch, neither value clipping nor
   entropy bonus, Adam's epsilon 1e-5.
-* Line 14 stands in the innermost loop; here targets and advantages are computed anew for each epoch, with the
-  critic as it then is. Most PPO code computes them once for each iteration, as baselines.py does.
+* Line 14 stands in the innermost loop; here targets and advantages are computed anew for each epoch, with the critic
+  as it then is: an iteration's domain is new to it. The methods with one learner compute them once for each
+  iteration, as in the PPO paper, which suits them better (the README has the numbers).
 * Time limits and the end of the batch are not deaths: the future is bootstrapped there.
 * PPO is trained on the union of the K domains' data (the workshop version; `--agents 1` is the full version's
-  one domain for each iteration).
-* The paper does not say which peer it evaluates. All are evaluated here, with mean actions, in held-out domains
-  that are the same for every run; figures show the mean over peers.
+  one domain for each iteration). Self-KL likewise, with PPO's learning rate.
+* Distributed PPO: the mean of the workers' gradients is scaled to the maximum norm, not each of them.
+* Distral and DnC are described in a sentence each. Distral's centre minimises, at each step, the mean over agents
+  of KL(agent || centre) on the agents' states. DnC follows its authors' code in the penalty (both directions of
+  the KL halved and added, mean over peers), the period (R = 50, `--reset-every`), the passes of the centre (one
+  for each iteration, 30 before agents restart) and the restart (all but the standard deviations); its centre
+  minimises the same KL as Distral's and does no reinforcement learning of its own. Agents start again with the
+  centre's observation statistics, without which its weights would mean something else.
+* The paper does not say which peer it evaluates. All are evaluated here (of Distral and DnC the centre), with mean
+  actions, in held-out domains that are the same for every run; figures show the mean over peers.
 * The initial position, read literally, cannot change a return; see `--init` and randomised_envs.py.
 
 Commands (two cores of a laptop; see the README for measured numbers)
 ---------------------------------------------------------------------
     python p2pdrl.py --env Hopper-v4 --total-steps 2e5          # toy: a minute, returns of about 900
-    python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2             # six to eight minutes, returns of 4000 to 4500
+    python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2             # six to eight minutes, returns of 3000 to 4800
     python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2 --total-steps 1e7 --seeds 0 1 2 3 4 5 6 7     # the paper's seeds
 
 To use it elsewhere, copy p2pdrl.py, baselines.py and randomised_envs.py.
@@ -59,6 +85,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -68,13 +95,16 @@ import torch
 from torch import nn
 
 from baselines import (
-    Adam, Progress, Rollout, Run, RunningNorm, check_args, discounted_sums, draw_run, evaluate, fail, find_runs, gae,
-    held_out_domains, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, plot_interval, read_csv,
-    report, rollout, run_seeds, save_figure, set_up_torch, test_returns, training_curve,
+    CENTRE, COLOURS, COMPARED, FREE_SETTINGS, Adam, Progress, Rollout, Run, RunningNorm, check_args, discounted_sums,
+    draw_run, episode_returns, evaluate, fail, find_runs, gae, held_out_domains, make_envs, millions, new_figure,
+    numpy_policy, one_vector, parse_args, plot_interval, read_csv, report, rollout, run_seeds, save_figure,
+    set_up_torch, test_curve, test_returns, training_curve,
 )
-from randomised_envs import sample_domain
+from randomised_envs import Domain, sample_domain
 
-LEARNING_RATE = {"p2pdrl": 1e-4, "ppo": 3e-4}  # App. A.2, by method
+LEARNING_RATE = {  # App. A.2, by method
+    "p2pdrl": 1e-4, "ppo": 3e-4, "distributed-ppo": 3e-4, "self-kl": 3e-4, "distral": 1e-4, "dnc": 1e-4,
+}  # fmt: skip
 
 
 @dataclass
@@ -86,14 +116,15 @@ class Args:
     init: Literal["root", "joints"] = "root"  # what Table 1's initial position moves
 
     # cohort
-    method: Literal["p2pdrl", "ppo"] = "p2pdrl"  # who learns from whom
+    method: Literal["p2pdrl", "ppo", "distributed-ppo", "self-kl", "distral", "dnc"] = "p2pdrl"  # who learns from whom
     agents: int = 2  # K: agents, and domains at a time
     alpha: float = 1.0  # weight of the distillation loss (App. A.2)
+    reset_every: int = 50  # R: iterations after which DnC's agents start again from their centre
 
     # PPO (App. A.2, Table 2)
     total_steps: int = 2_000_000  # environment steps, summed over agents
     steps_per_iteration: int = 4096  # environment steps between updates, summed over agents
-    learning_rate: float | None = None  # Adam's; the paper's if not given: 1e-4, for ppo 3e-4
+    learning_rate: float | None = None  # Adam's; if not given, the paper's for the method, 1e-4 or 3e-4
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
     clip: float = 0.2  # epsilon of Eq. (2)
@@ -107,6 +138,8 @@ class Args:
     eval_domains: int = 10  # held-out domains for each strength, one episode in each
     evaluations: int = 4  # evenly spaced over training, the last one at its end
 
+    gradient_variance: bool = False  # log the variance of the actor's gradient in each iteration (Fig. 8b, c)
+
     # run
     seed: int = 0  # of everything random
     seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
@@ -119,7 +152,7 @@ class Args:
     overwrite: bool = False  # start anew instead of resuming
 
     # instead of training
-    figure: Literal["", "3", "4"] = ""  # draw this figure of the paper from the runs that exist
+    figure: Literal["", "2", "3", "4", "5", "6", "7", "8a", "8bc", "9", "map"] = ""  # draw it from the runs that exist
     watch: str = ""  # a run's folder: show its policies in a window
     gif: str = ""  # a run's folder: write policy.gif into it
 
@@ -204,9 +237,29 @@ def ppo_loss(policy, batch, clip):                                              
 
 
 def distillation_loss(policy, peers, obs):                                                              # Eq. (3)
-    """Mean over peers of KL(own || peer) on the agent's own states. Peers get no gradient. Scalar."""
+    """Mean over peers of KL(own || peer) on the agent's own states. Peers get no gradient. Scalar.
+
+    Distral's only peer is the centre; that of self-kl is the policy as it was before the iteration.
+    """
     divergences = [gaussian_kl(*policy, *(x.detach() for x in peer(obs))).mean() for peer in peers]
     return sum(divergences, torch.zeros((), device=obs.device)) / max(len(peers), 1)
+
+
+def dnc_loss(actor, peers, peers_obs):
+    """DnC: mean over peers of the symmetric KL on the *peers'* states (N, obs) each. Peers get no gradient. Scalar."""
+    divergences = []
+    for peer, obs in zip(peers, peers_obs):
+        own, other = actor(obs), tuple(x.detach() for x in peer(obs))
+        divergences.append((gaussian_kl(*own, *other) + gaussian_kl(*other, *own)).mean() / 2)
+    return sum(divergences) / len(divergences)
+
+
+def centre_loss(centre, actors, all_obs):
+    """Distral and DnC: mean over agents of KL(agent || centre) on the agent's states. Agents get no gradient. Scalar."""
+    divergences = [
+        gaussian_kl(*(x.detach() for x in actor(obs)), *centre(obs)).mean() for actor, obs in zip(actors, all_obs)
+    ]
+    return sum(divergences) / len(divergences)
 
 
 def value_loss(critic, batch):                                                                          # Alg. 1, line 15
@@ -230,42 +283,79 @@ class Agent:
         self.parameters = one_vector(actor, critic)
         self.adam = Adam(self.parameters, learning_rate, eps=1e-5)
 
+    def restart(self, centre: GaussianActor):
+        """Act like the centre from now on, with standard deviations as they were (DnC)."""
+        state = centre.state_dict()
+        del state["log_std"]
+        self.actor.load_state_dict(state, strict=False)
+
+
+class Centre:
+    """The policy in the middle of Distral and DnC. It has no data of its own: it learns from the agents."""
+
+    def __init__(self, actor: GaussianActor, learning_rate: float):
+        self.actor = actor
+        self.parameters = one_vector(actor)
+        self.adam = Adam(self.parameters, learning_rate, eps=1e-5)
+
 
 def clip_norm(gradient, max_norm):
     """Scale a gradient so that its norm is at most max_norm."""
     return gradient * (max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
 
 
-def gradients(actor, critic, peers, batch, clip, alpha, entropy_coef, max_grad_norm):
-    """Gradient of an agent's two losses on a minibatch, as one vector, and what the log tells."""
+def gradient_of(loss, network):
+    """Gradient of a loss by a network's parameters, as one vector."""
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
+
+
+def gradients(actor, critic, peers, batch, peers_obs, clip, alpha, entropy_coef):
+    """Gradients of an agent's two losses on a minibatch, each as one vector, and what the log tells.
+
+    peers_obs: the peers' own minibatches of observations for DnC; empty for all others.
+    """
     spread = batch.advantages.std() + 1e-8
     batch = batch._replace(advantages=(batch.advantages - batch.advantages.mean()) / spread)
     policy = actor(batch.obs)  # once for both losses
     surrogate = ppo_loss(policy, batch, clip)
-    distillation = distillation_loss(policy, peers, batch.obs)
+    distillation = dnc_loss(actor, peers, peers_obs) if peers_obs else distillation_loss(policy, peers, batch.obs)
     entropy = (actor.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
     actor_loss = surrogate + alpha * distillation - entropy_coef * entropy                              # Eq. (4)
     critic_loss = value_loss(critic, batch)
-    actor_gradient, critic_gradient = (
-        torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
-        for loss, network in ((actor_loss, actor), (critic_loss, critic))
-    )
     told = torch.stack([surrogate, distillation, critic_loss, entropy]).detach()
-    return torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)]), told
+    return gradient_of(actor_loss, actor), gradient_of(critic_loss, critic), told
 
 
-def adam_step(actor, critic, adam, parameters, peers, batch, clip, alpha, entropy_coef, max_grad_norm):
+def adam_step(actor, critic, adam, parameters, peers, batches, peers_obs, clip, alpha, entropy_coef, max_grad_norm):
     """The vector of an agent's parameters after one step of Adam, and what the log tells. Compiled as one graph."""
-    gradient, told = gradients(actor, critic, peers, batch, clip, alpha, entropy_coef, max_grad_norm)
+    each = [gradients(actor, critic, peers, batch, peers_obs, clip, alpha, entropy_coef) for batch in batches]
+    actor_gradient, critic_gradient, told = (sum(column) / len(each) for column in zip(*each))
+    gradient = torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)])
     return adam(parameters, gradient), told
 
 
-def update(agent, peers, batch, adam_step, args):                                                       # lines 13, 15
-    """One step of Adam on theta_i and phi_i. `adam_step` may be compiled."""
+def update(agent, peers, batches, peers_obs, adam_step, args):                                          # lines 13, 15
+    """One step of Adam on theta_i and phi_i, along the mean gradient of the minibatches. `adam_step` may be compiled.
+
+    There is one minibatch, but for Distributed PPO one from each worker.
+    """
     networks = agent.actor, agent.critic, agent.adam, agent.parameters
-    new, told = adam_step(*networks, peers, batch, args.clip, args.alpha, args.entropy_coef, args.max_grad_norm)
+    settings = args.clip, args.alpha, args.entropy_coef, args.max_grad_norm
+    new, told = adam_step(*networks, peers, batches, peers_obs, *settings)
     agent.parameters.data.copy_(new)  # and with it both networks
     return told
+
+
+def centre_step(centre, adam, parameters, actors, all_obs, max_grad_norm):
+    """The vector of the centre's parameters after one step of Adam. Compiled as one graph."""
+    return adam(parameters, clip_norm(gradient_of(centre_loss(centre, actors, all_obs), centre), max_grad_norm))
+
+
+def update_centre(centre, actors, minibatches, centre_step, args):
+    """One step of Adam towards the agents, on a minibatch of each one's states. `centre_step` may be compiled."""
+    all_obs = [batch.obs for batch in minibatches]
+    new = centre_step(centre.actor, centre.adam, centre.parameters, actors, all_obs, args.max_grad_norm)
+    centre.parameters.data.copy_(new)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -317,6 +407,20 @@ def shuffle(batch: Batch, minibatches: int, rng: np.random.Generator) -> list[Ba
     return [Batch(*columns) for columns in zip(*(column[order].split(size) for column in batch))]
 
 
+def log_gradient_variance(agent, peers, batches, peers_obs, rng, compiled_gradients, args) -> float:
+    """log of the mean over theta of Var[gradient of Eq. (4)], over 64 minibatches of 64 steps (Sec. 4.4)."""
+    batch = Batch(*map(torch.cat, zip(*batches)))
+    samples = []
+    for _ in range(64):
+        rows = torch.as_tensor(rng.permutation(len(batch.obs))[:64], device=batch.obs.device)
+        minibatch = Batch(*(column[rows] for column in batch))
+        theirs = [obs[rows] for obs in peers_obs]
+        samples.append(compiled_gradients(
+            agent.actor, agent.critic, peers, minibatch, theirs, args.clip, args.alpha, args.entropy_coef
+        )[0])
+    return torch.stack(samples).var(0).mean().log().item()
+
+
 def train(args):
     run = Run(args, "p2pdrl", args.method)
     title = f"{args.method}, {args.env}, eps_tr = {args.eps_tr:g}, seed {args.seed}"
@@ -325,16 +429,31 @@ def train(args):
         return report(run, title)
     envs = make_envs(args, max(args.agents, args.threads))
     set_up_torch(args)
-    compiled_step = torch.compile(adam_step, fullgraph=True, dynamic=False) if args.compile else adam_step
+    maybe_compile = partial(torch.compile, fullgraph=True, dynamic=False) if args.compile else lambda function: function
+    compiled_step, compiled_centre_step = maybe_compile(adam_step), maybe_compile(centre_step)
+    compiled_gradients = maybe_compile(gradients)  # each is compiled when it is first called, if ever
 
-    # Alg. 1, lines 2, 3: the same theta_0 and phi_0 for every agent. PPO is one agent that learns from all K domains.
+    # Alg. 1, lines 2, 3: the same theta_0 and phi_0 for every agent.
     actor = GaussianActor(envs[0].observation_space.shape[0], envs[0].action_space.shape[0]).to(args.device)
     critic = ValueCritic(envs[0].observation_space.shape[0]).to(args.device)
-    learners = {"p2pdrl": args.agents, "ppo": 1}[args.method]
+    learners = 1 if args.method in ("ppo", "distributed-ppo", "self-kl") else args.agents
     cohort = [Agent(copy.deepcopy(actor), copy.deepcopy(critic), args.learning_rate) for _ in range(learners)]
+    actors = [agent.actor for agent in cohort]
+    centre = Centre(copy.deepcopy(actor), args.learning_rate) if args.method in ("distral", "dnc") else None
+
+    # To whom each agent stays close.
+    before = copy.deepcopy(actor)  # theta_old: brought up to date at the start of each iteration
+    others = [[other for other in actors if other is not own] for own in actors]
+    company = {
+        "p2pdrl": others, "ppo": [[]], "distributed-ppo": [[]], "self-kl": [[before]],
+        "distral": [[centre and centre.actor]] * learners, "dnc": others,
+    }[args.method]  # fmt: skip
 
     names = ("actor", "critic", "reward_scale", "adam")
     parts = {f"{name}{i}": getattr(agent, name) for i, agent in enumerate(cohort) for name in names}
+    if centre:
+        parts |= {"centre": centre.actor, "centre_adam": centre.adam}
+    evaluated = [centre.actor] if centre else actors
     steps_per_domain = args.steps_per_iteration // args.agents
     iterations = args.total_steps // args.steps_per_iteration
     evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
@@ -345,29 +464,59 @@ def train(args):
     for iteration in range(first, iterations):                                                          # Alg. 1, line 4
         rngs = [np.random.default_rng([args.seed, i, iteration]) for i in range(args.agents)]           # line 5
         domains = [sample_domain(args.eps_tr, rng, envs[0].position_draws) for rng in rngs]             # line 6
-        acting = [cohort[i % learners].actor for i in range(args.agents)]
+        acting = [actors[i % learners] for i in range(args.agents)]
         policies = [numpy_policy(actor) for actor in acting]
         stds = [actor.log_std.exp().detach().cpu().numpy() for actor in acting]
         rollouts = list(pool.map(rollout, envs, policies, stds, domains, [steps_per_domain] * args.agents, rngs))  # line 7
-        own_rollouts = [rollouts[i::learners] for i in range(learners)]
-        batches = [prepare(agent.actor, agent.reward_scale, own, args.gamma) for agent, own in zip(cohort, own_rollouts)]
+        before.load_state_dict(actors[0].state_dict())
+
+        # What each gradient is computed from: one domain's rollout, for PPO the union of all.
+        shares = [rollouts] if args.method in ("ppo", "self-kl") else [[data] for data in rollouts]
+        owners = [cohort[j % learners] for j in range(len(shares))]
+        batches = [prepare(agent.actor, agent.reward_scale, share, args.gamma) for agent, share in zip(owners, shares)]
+
+        def estimated():
+            discounts = args.gamma, args.gae_lambda
+            jobs = zip(batches, owners, shares)
+            return list(pool.map(lambda job: estimate(job[0], job[1].critic, job[1].reward_scale, job[2], *discounts), jobs))
+
+        def states_of_peers(minibatches, i):
+            return [batch.obs for k, batch in enumerate(minibatches) if k != i] if args.method == "dnc" else []
+
+        batches = estimated()
+        variances = [math.nan] * learners
+        if args.gradient_variance:
+            for i, agent in enumerate(cohort):
+                rng = np.random.default_rng([args.seed, i, iteration, 1])
+                own, theirs = batches[i::learners], states_of_peers(batches, i)
+                variances[i] = log_gradient_variance(agent, company[i], own, theirs, rng, compiled_gradients, args)
 
         told = [torch.zeros(4, device=args.device) for _ in cohort]
         # The first iteration only gathers the normalisers' statistics: no step is taken on raw observations.
-        for _ in range(args.epochs if iteration > 0 else 0):                                            # line 9
-            batches = list(pool.map(                                                                    # line 14
-                lambda batch, agent, own: estimate(batch, agent.critic, agent.reward_scale, own, args.gamma, args.gae_lambda),
-                batches, cohort, own_rollouts,
-            ))
+        for epoch in range(args.epochs if iteration > 0 else 0):                                        # line 9
+            if epoch > 0 and learners > 1:
+                batches = estimated()                                                                   # line 14
             shuffled = [shuffle(batch, args.minibatches, rng) for batch, rng in zip(batches, rngs)]
             for minibatches in zip(*shuffled):                                                          # line 10
-                for i, (agent, batch) in enumerate(zip(cohort, minibatches)):                           # lines 11, 12
-                    peers = [peer.actor for peer in cohort if peer is not agent]
-                    told[i] += update(agent, peers, batch, compiled_step, args)                      # lines 13, 15
+                for i, agent in enumerate(cohort):                                                      # line 11
+                    own, theirs = minibatches[i::learners], states_of_peers(minibatches, i)             # line 12
+                    told[i] += update(agent, company[i], own, theirs, compiled_step, args)              # lines 13, 15
+                if args.method == "distral":
+                    update_centre(centre, actors, minibatches, compiled_centre_step, args)
+
+        if args.method == "dnc" and iteration > 0:
+            restart = (iteration + 1) % args.reset_every == 0
+            for _ in range(30 if restart else 1):
+                for minibatches in zip(*(shuffle(batch, args.minibatches, rng) for batch, rng in zip(batches, rngs))):
+                    update_centre(centre, actors, minibatches, compiled_centre_step, args)
+            if restart:
+                for agent in cohort:
+                    agent.restart(centre.actor)
 
         step = (iteration + 1) * args.steps_per_iteration
         rows = []
-        for i, (agent, own) in enumerate(zip(cohort, own_rollouts)):
+        for i, agent in enumerate(cohort):
+            own = rollouts[i::learners]
             for data in own:  # only now: this data was collected, and used, with the old statistics
                 agent.actor.norm.absorb(data.obs)
                 agent.critic.norm.absorb(data.obs)
@@ -378,20 +527,29 @@ def train(args):
                 "step": step, "agent": i,
                 "return": returns.mean(), "episodes": len(returns),  # of this iteration's finished episodes
                 "surrogate": losses[0],  # Eq. (2), negated
-                "distillation": losses[1],  # Eq. (3): KL to the peers, in nats
+                "distillation": losses[1],  # Eq. (3), or what the method has in its place: KL in nats
                 "value_loss": losses[2],  # line 15, in units of scaled reward, squared
                 "entropy": losses[3],  # of the policy, in nats
+                "gradient_variance": variances[i],  # its log, at the start of the iteration; nan if not asked for
                 "seconds": round(run.elapsed(), 3),  # wall clock
             })
+        if centre:
+            run.check_finite(step, "centre", [], centre.parameters)
+            for data in rollouts:
+                centre.actor.norm.absorb(data.obs)
         run.write("log.csv", rows)
+        mean_return = float(np.mean([row["return"] for row in rows]))
+        if iteration == 0 or iteration + 1 in evaluate_at:
+            run.snapshot(step, evaluated)
         if iteration + 1 in evaluate_at:
-            policies = [numpy_policy(agent.actor) for agent in cohort]
-            run.write("eval.csv", evaluate(envs[: args.threads], policies, args.eps_te, args.eval_domains, step))
+            policies = [numpy_policy(actor) for actor in evaluated]
+            rows = evaluate(envs[: args.threads], policies, args.eps_te, args.eval_domains, step)
+            run.write("eval.csv", [row | {"agent": CENTRE} for row in rows] if centre else rows)
             if iteration + 1 < iterations:  # the last one is drawn by report
                 draw_run(run.path, title)
         if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
             run.save(parts, iteration + 1, finished=iteration + 1 == iterations)
-        progress.show(step, float(np.mean([row["return"] for row in rows])))
+        progress.show(step, mean_return)
     report(run, title)
 
 
@@ -400,55 +558,310 @@ def train(args):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def draw_figure(args):
-    """The paper's Figure 3 (training return against steps) or 4 (test return against eps_te), a panel for each
-    environment, methods side by side, mean over seeds with a bootstrap interval, from all finished runs whose
-    settings are those of this command line."""
-    found = find_runs(args, "p2pdrl")
-    environments = sorted({env for env, _ in found}) or [args.env]
-    for env in environments:
-        for method in LEARNING_RATE:
-            if (env, method) not in found:
-                print(f"no finished run of {method} on {env} with these settings; this makes some:\n"
-                      f"    python p2pdrl.py --env {env} --method {method} --eps-tr {args.eps_tr:g} --seeds 0 1 2")
+METHODS = list(LEARNING_RATE)  # in this order they have their colours
+EPS_TEST = 0.5  # strength of the "pre-defined" test domains of Figures 2, 5, 6 and 8a
+
+
+def policies_of(path: Path, step: int | None = None) -> list[GaussianActor]:
+    """The policies that a run was evaluated with at this step; the last ones if None."""
+    actors = []
+    try:
+        step = max(steps_of(path)) if step is None else step
+        for state in torch.load(path / f"policies-{step}.pt", weights_only=True, map_location="cpu"):
+            actors.append(GaussianActor(len(state["norm.mean"]), len(state["log_std"])))
+            actors[-1].load_state_dict(state)
+    except Exception as error:  # whatever a missing or damaged file raises
+        fail(f"{path} has no policies to be read, or damaged ones ({type(error).__name__})")
+    return actors
+
+
+def steps_of(path: Path) -> list[int]:
+    """The steps at which a run kept its policies."""
+    return sorted(int(file.stem.removeprefix("policies-")) for file in path.glob("policies-*.pt"))
+
+
+def look_up(args, wanted: list[dict]) -> dict[tuple, list[Path]]:
+    """Finished runs by the settings that `wanted` names, and for what is wanted but missing the command that makes it."""
+    found = find_runs(args, "p2pdrl", tuple(wanted[0]))
+    missing = [flags for flags in wanted if tuple(flags.values()) not in found]
+    if missing:
+        print("no finished runs yet of what these commands make:")
+    for flags in missing:
+        given = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
+        given = {name: value for name, value in given.items() if name not in FREE_SETTINGS | COMPARED}
+        # What is not in the name of a run's folder needs another folder above it.
+        in_name = ("env", "method", "eps_tr", "total_steps")
+        apart = [f"{name}{value:g}" for name, value in flags.items() if name not in in_name]
+        flags = {"env": args.env, "eps_tr": args.eps_tr} | given | flags | {"runs": "/".join([args.runs, *apart])}
+        values = ("" if value is True else " ".join(map(str, np.atleast_1d(value))) for value in flags.values())
+        options = (f"--{name.replace('_', '-')} {value}".rstrip() for name, value in zip(flags, values))
+        print("    python p2pdrl.py", *options, "--seeds 0 1 2")
     if not found:
         fail(f"nothing to draw below {args.runs}/")
+    return found
+
+
+def test_return(envs, path: Path, args) -> float:
+    """Mean return over peers and held-out domains at EPS_TEST, mean actions, at the end of a run."""
+    policies = [numpy_policy(actor) for actor in policies_of(path)]
+    return float(np.mean([row["return"] for row in evaluate(envs, policies, (EPS_TEST,), args.eval_domains, 0)]))
+
+
+def learning_curves(axis, runs: dict[str, list[Path]]):
+    """Training return against steps, a line for each method."""
+    for name, paths in runs.items():
+        steps = np.unique(read_csv(paths[0] / "log.csv")["step"])
+        curves = np.stack([training_curve(path, steps) for path in paths])
+        plot_interval(axis, steps, curves, f"{name}, {len(paths)} seeds", METHODS.index(name))
+    millions(axis)
+    axis.set_ylabel("training return")
+
+
+def test_curves(axis, runs: dict[str, list[Path]]):
+    """Return in held-out domains against their strength, a line for each method."""
+    for name, paths in runs.items():
+        strengths, values = test_returns(paths[0])[0], np.stack([test_returns(path)[1] for path in paths])
+        plot_interval(axis, strengths, values, f"{name}, {len(paths)} seeds", METHODS.index(name), marker="o", markersize=4)
+        print(f"{axis.get_title()} {name}, by seed: " + "; ".join(
+            f"eps_te {eps:g}: {' '.join(f'{value:.0f}' for value in column)}" for eps, column in zip(strengths, values.T)))
+    axis.set(xlabel="eps_te, strength of the randomisation", ylabel="return in held-out domains, mean action")
+
+
+def figures_3_and_4(args):
+    """Learning curves, or test return against eps_te: a panel for each environment, methods side by side."""
+    wanted = [{"env": args.env, "method": method} for method in METHODS]
+    found = look_up(args, wanted)
+    environments = sorted({env for env, _ in found})
     figure, axes = new_figure(columns=len(environments))
     for axis, env in zip(axes, environments):
-        for index, method in enumerate(LEARNING_RATE):
-            paths = found.get((env, method), [])
-            if paths and args.figure == "3":
-                x = np.unique(read_csv(paths[0] / "log.csv")["step"])
-                values = np.stack([training_curve(path, x) for path in paths])
-            elif paths:
-                x = test_returns(paths[0])[0]
-                values = np.stack([test_returns(path)[1] for path in paths])
-                print(f"{env} {method}, by seed: " + "; ".join(
-                    f"eps_te {eps:g}: {' '.join(f'{value:.0f}' for value in column)}" for eps, column in zip(x, values.T)))
+        axis.set_title(env)
+        runs = {method: found[env, method] for method in METHODS if (env, method) in found}
+        (learning_curves if args.figure == "3" else test_curves)(axis, runs)
+    return figure, f"eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
+
+
+def figures_2_and_6(args):
+    """Training return at the end, and test return at EPS_TEST, against eps_tr; Figure 2 of PPO alone."""
+    methods = ["ppo"] if args.figure == "2" else ["ppo", "p2pdrl"]
+    usual = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    found = look_up(args, [{"method": method, "eps_tr": eps} for method in methods for eps in usual])
+    figure, (left, right) = new_figure(columns=2)
+    envs = make_envs(args, args.threads)
+    for method in methods:
+        strengths = sorted(eps for each, eps in found if each == method)
+        seeds = min((len(found[method, eps]) for eps in strengths), default=0)  # the same number for each strength
+        if not seeds:
+            continue
+        runs = [[found[method, eps][i] for eps in strengths] for i in range(seeds)]
+        trained = [[training_curve(path, read_csv(path / "log.csv")["step"][-1:])[0] for path in row] for row in runs]
+        tested = [[test_return(envs, path, args) for path in row] for row in runs]
+        for axis, values in ((left, trained), (right, tested)):
+            label, index = f"{method}, {seeds} seeds", METHODS.index(method)
+            plot_interval(axis, strengths, np.array(values), label, index, marker="o", markersize=4)
+    left.set(title="training domains, last 20 iterations", ylabel="return, actions sampled")
+    right.set(title=f"held-out domains, eps_te = {EPS_TEST:g}", ylabel="return, mean action")
+    for axis in (left, right):
+        axis.set_xlabel("eps_tr, strength of the randomisation in training")
+    return figure, f"{args.env}; mean over seeds, 95 % bootstrap interval"
+
+
+def folded(actor: GaussianActor) -> torch.Tensor:
+    """The policy's mean as a network of raw observations, its normaliser taken into the first layer: one vector.
+
+    Only so is a weighted sum of two policies' parameters a policy halfway between them.
+    """
+    net, norm = copy.deepcopy(actor.net), actor.norm
+    with torch.no_grad():
+        net[0].weight.copy_(actor.net[0].weight / norm.std())
+        net[0].bias.copy_(actor.net[0].bias - net[0].weight @ norm.mean.float())
+    return one_vector(net).detach().double()
+
+
+def unfolded(vector: torch.Tensor, like: GaussianActor):
+    """The numpy policy that `folded` made this vector from, but for the clipping of observations."""
+    actor = copy.deepcopy(like)
+    actor.norm = RunningNorm(like.norm.mean.shape, clip=math.inf)
+    one_vector(actor.net).data.copy_(vector)
+    return numpy_policy(actor)
+
+
+def figure_5(args):
+    """Return over the plane through a run's initial, middle and final policy, in training and in test domains."""
+    from matplotlib.ticker import MaxNLocator
+
+    found = look_up(args, [{"method": method} for method in ("ppo", "p2pdrl")])
+    methods = [method for method in ("ppo", "p2pdrl") if (method,) in found]
+    if not methods:
+        fail("nothing to draw: neither of these two methods has a finished run")
+    figure, axes = new_figure(columns=2, rows=len(methods))
+    envs = make_envs(args, args.threads)
+    for row, method in enumerate(methods):
+        path = found[method,][0]
+        steps = steps_of(path)
+        middle = min(steps[1:-1] or steps[-1:], key=lambda step: abs(step - steps[-1] / 2))
+        actors = [policies_of(path, step)[0] for step in (steps[0], middle, steps[-1])]
+        origin, second, third = (folded(actor) for actor in actors)
+        # Coordinates in the plane: along the way from the initial to the middle policy, and across it.
+        along = (second - origin) / (second - origin).norm()
+        across = third - origin - ((third - origin) @ along) * along
+        across /= across.norm()
+        corners = np.array([[((w - origin) @ axis).item() for axis in (along, across)] for w in (origin, second, third)])
+        margin = 0.25 * (corners.max(0) - corners.min(0))
+        x, y = (np.linspace(low, high, 13) for low, high in zip(corners.min(0) - margin, corners.max(0) + margin))
+        policies = [unfolded(origin + a * along + b * across, actors[-1]) for b in y for a in x]
+        print(f"{method}: playing {len(policies)} policies in {2 * args.eval_domains} domains each")
+        rows = evaluate(envs, policies, (args.eps_tr, EPS_TEST), args.eval_domains, 0)
+        returns = np.array([each["return"] for each in rows]).reshape(len(y), len(x), 2, args.eval_domains).mean(3)
+        for column, (where, eps) in enumerate((("training", args.eps_tr), ("test", EPS_TEST))):
+            axis = axes[2 * row + column]
+            levels = MaxNLocator(10).tick_values(min(0, returns.min()), returns.max())
+            filled = axis.contourf(x, y, returns[:, :, column], levels=levels, cmap="viridis")
+            figure.colorbar(filled, ax=axis, label="return, mean action")
+            axis.plot(*corners.T, "o:", color="white", markeredgecolor="black")
+            for corner, name in zip(corners, ("$w_1$", "$w_2$", "$w_3$")):
+                box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
+                axis.annotate(name, corner, xytext=(5, 7), textcoords="offset points", bbox=box)
+            axis.set(title=f"{method}, {where} domains, eps = {eps:g}", ylabel="across")
+            axis.set_xlabel("distance in parameter space, along $w_1 w_2$")
+            axis.grid(False)
+    points = f"$w_1$ initial, $w_2$ after {middle:,} steps, $w_3$ final"
+    return figure, f"{args.env}, one seed, mean of {args.eval_domains} domains; {points}"
+
+
+def figure_7(args):
+    """Learning curves and test return of P2PDRL beside the agent that is regularised by itself."""
+    methods = ["ppo", "p2pdrl", "self-kl"]
+    found = look_up(args, [{"method": method} for method in methods])
+    runs = {method: found[method,] for method in methods if (method,) in found}
+    figure, (left, right) = new_figure(columns=2)
+    learning_curves(left, runs)
+    right.set_title("held-out domains")
+    test_curves(right, runs)
+    left.set_title("training domains")
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
+
+
+def figure_8a(args):
+    """Test return at EPS_TEST against the final policy's entropy: PPO with entropy bonuses, P2PDRL without."""
+    coefficients = [0.0, *(10.0**power for power in np.arange(-3, 2.1, 0.5))]
+    wanted = [{"method": "ppo", "entropy_coef": float(f"{value:.3g}")} for value in coefficients]
+    found = look_up(args, [*wanted, {"method": "p2pdrl", "entropy_coef": 0.0}])
+    figure, (axis,) = new_figure()
+    envs = make_envs(args, args.threads)
+    for method, marker in (("ppo", "x"), ("p2pdrl", "o")):
+        points = []
+        for coefficient, paths in ((key[1], paths) for key, paths in found.items() if key[0] == method):
+            for path in paths if method == "ppo" or coefficient == 0 else ():
+                end = read_csv(path / "log.csv")["step"][-1:]
+                points.append((training_curve(path, end, column="entropy")[0], test_return(envs, path, args)))
+                if method == "ppo":
+                    axis.annotate(f"{coefficient:g}", points[-1], xytext=(4, 4), textcoords="offset points", fontsize=7)
+        if points:
+            label = {"ppo": "ppo, with its --entropy-coef", "p2pdrl": "p2pdrl, without a bonus"}[method]
+            axis.scatter(*zip(*points), marker=marker, color=COLOURS[METHODS.index(method)], label=label)
+    axis.set_xlabel("entropy of the policy, last 20 iterations, nats")
+    axis.set_ylabel(f"return in held-out domains, eps_te = {EPS_TEST:g}, mean action")
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; one point for each run"
+
+
+def figure_8bc(args):
+    """Log variance of the actor's gradient over training."""
+    found = look_up(args, [{"method": method, "gradient_variance": True} for method in ("ppo", "p2pdrl")])
+    figure, (axis,) = new_figure()
+    for method in ("ppo", "p2pdrl"):
+        paths = found.get((method, True), [])
+        if paths:
+            steps = np.unique(read_csv(paths[0] / "log.csv")["step"])
+            curves = np.stack([training_curve(path, steps, column="gradient_variance") for path in paths])
+            plot_interval(axis, steps, curves, f"{method}, {len(paths)} seeds", METHODS.index(method))
+    millions(axis)
+    axis.set_ylabel("log variance of the gradient")
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean over agents and seeds, 95 % bootstrap interval"
+
+
+def figure_9(args):
+    """Cohort sizes: the steps of each agent held fixed (left), or those of all together (right).
+
+    The return is that of mean actions in held-out domains of the training strength: the training return counts
+    finished episodes only, which with few steps for each agent are the short ones.
+    """
+    one, two, four = {"method": "ppo", "agents": 1}, {"method": "p2pdrl", "agents": 2}, {"method": "p2pdrl", "agents": 4}
+    size, total = 4096, args.total_steps
+    wanted = [
+        flags | {"steps_per_iteration": size * factor // 2, "total_steps": total * factor // 2}
+        for flags, factor in ((one, 1), (two, 2), (four, 4), (one, 2), (four, 2))
+    ]
+    print("(--evaluations 20 gives smooth lines)")
+    found = look_up(args, wanted)
+    eps = min(args.eps_te, key=lambda each: abs(each - args.eps_tr))
+    figure, (left, right) = new_figure(columns=2)
+    for axis, chosen in ((left, wanted[:3]), (right, [wanted[3], wanted[1], wanted[4]])):
+        for flags in chosen:
+            paths, agents = found.get(tuple(flags.values()), []), flags["agents"]
             if paths:
-                style = {"marker": "o", "markersize": 4} if args.figure == "4" else {}
-                plot_interval(axis, x, values, f"{method}, {len(paths)} seeds", index, **style)
-        if args.figure == "3":
-            millions(axis)
-        else:
-            axis.set_xlabel("eps_te, strength of the randomisation")
-        axis.set(title=env, ylabel={"3": "training return", "4": "return in held-out domains, mean action"}[args.figure])
-        axis.legend(loc="best")
-    figure.suptitle(f"eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval", fontsize=10)
+                steps, curves = test_curve(paths[0], eps)[0], np.stack([test_curve(path, eps)[1] for path in paths])
+                x = steps / agents if axis is left else steps
+                label, index = f"K = {agents}, {len(paths)} seeds", int(math.log2(agents))
+                plot_interval(axis, x, curves, label, index, marker="o", markersize=3)
+        millions(axis)
+        axis.set_ylabel(f"return in held-out domains, eps_te = {eps:g}, mean action")
+    left.set(title=f"{size // 2} steps for each agent", xlabel="environment steps of each agent")
+    right.set(title=f"{size} steps for all agents together")
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; K = 1 is PPO; mean over seeds, 95 % bootstrap interval"
+
+
+def figure_map(args):
+    """Beyond the paper: return of trained policies against two of a domain's five numbers, wind and mass."""
+    from matplotlib.patches import Rectangle
+
+    found = look_up(args, [{"method": method} for method in ("ppo", "p2pdrl")])
+    methods = [method for method in METHODS if (method,) in found]
+    figure, axes = new_figure(columns=len(methods))
+    envs = make_envs(args, args.threads)
+    winds, masses = np.linspace(-5, 5, 11), np.linspace(0.5, 1.5, 11)  # Table 1 at strength 1
+    maps = {}
+    for method in methods:
+        policies = [numpy_policy(actor) for path in found[method,] for actor in policies_of(path)]
+        print(f"{method}: playing {len(policies)} policies in {len(winds) * len(masses)} domains")
+        jobs = [(policy, Domain(wind=wind, mass=mass), 0) for mass in masses for wind in winds for policy in policies]
+        maps[method] = np.reshape(episode_returns(envs, jobs), (len(masses), len(winds), -1)).mean(2)
+    for axis, method in zip(axes, methods):
+        highest = max(values.max() for values in maps.values())
+        picture = axis.pcolormesh(winds, masses, maps[method], vmin=0, vmax=highest, cmap="viridis", shading="nearest")
+        trained = {"xy": (-5 * args.eps_tr, 1 - 0.5 * args.eps_tr), "width": 10 * args.eps_tr, "height": args.eps_tr}
+        axis.add_patch(Rectangle(**trained, fill=False, edgecolor="white", linestyle="--"))
+        axis.set(title=f"{method}, {len(found[method,])} seeds", xlabel="wind, N", ylabel="mass, factor of nominal")
+        axis.grid(False)
+    figure.colorbar(picture, ax=axes, label="return, mean action")
+    return figure, f"{args.env}; dashed: the domains of training, eps_tr = {args.eps_tr:g}; mean over seeds and peers"
+
+
+FIGURES = {
+    "2": figures_2_and_6, "3": figures_3_and_4, "4": figures_3_and_4, "5": figure_5, "6": figures_2_and_6,
+    "7": figure_7, "8a": figure_8a, "8bc": figure_8bc, "9": figure_9, "map": figure_map,
+}  # fmt: skip
+
+
+def draw_figure(args):
+    """A figure of the paper from all finished runs whose settings are those of this command line."""
+    figure, explained = FIGURES[args.figure](args)
+    for axis in figure.axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="best")
+    figure.suptitle(explained, fontsize=10)
     path = Path(args.runs) / f"p2pdrl-figure-{args.figure}.png"
     save_figure(figure, path)
     print(f"figure: {path}")
 
 
 def show(path: Path, write_gif: bool):
-    """Every peer of a run in the first held-out domain of its eps_tr: in a window, one after the other, or as a
+    """Every policy of a run in the first held-out domain of its eps_tr: in a window, one after the other, or as a
     moving picture, side by side."""
     try:
         args = Args(**json.loads((path / "config.json").read_text())["settings"])
-        state = torch.load(path / "checkpoint.pt", weights_only=True, map_location="cpu")["state"]
-        agents = max(int(name.removeprefix("actor")) for name in state if name.startswith("actor")) + 1
     except Exception as error:  # whatever a missing or damaged file raises
-        fail(f"{path} is no run of p2pdrl.py with a checkpoint ({type(error).__name__})")
+        fail(f"{path} is no run of p2pdrl.py ({type(error).__name__})")
+    actors = policies_of(path)
     if sys.platform == "linux" and write_gif:
         os.environ.setdefault("MUJOCO_GL", "egl")  # needs no screen
     elif sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -462,9 +875,7 @@ def show(path: Path, write_gif: bool):
     domain = held_out_domains(args.eps_tr, 1, env.position_draws)[0]
     print(domain)
     movies = []
-    for i in range(agents):
-        actor = GaussianActor(env.observation_space.shape[0], env.action_space.shape[0])
-        actor.load_state_dict(state[f"actor{i}"])
+    for actor in actors:
         try:
             movies.append(play(env, numpy_policy(actor), domain, movie_seconds=5 if write_gif else None))
         except Exception as error:  # each backend of OpenGL fails in a way of its own
@@ -516,8 +927,11 @@ def main():
         return show(Path(args.watch or args.gif), write_gif=not args.watch)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATE[args.method]
-    if args.agents < (2 if args.method == "p2pdrl" else 1):
-        fail(f"--agents {args.agents}: {args.method} needs at least {2 if args.method == 'p2pdrl' else 1}")
+    least = 2 if args.method in ("p2pdrl", "distral", "dnc") else 1
+    if args.agents < least:
+        fail(f"--agents {args.agents}: {args.method} needs at least {least}")
+    if args.reset_every < 1:
+        fail(f"--reset-every must be at least 1, but is {args.reset_every}")
     if not 0 <= args.alpha < math.inf or not math.isfinite(args.entropy_coef):
         fail("--alpha must not be negative, nor --alpha or --entropy-coef infinite")
     check_args(args, domains=args.agents)

@@ -1,11 +1,13 @@
 """How fast is the main job, and where does its time go?
 
-    python tests/benchmark.py                  # about five minutes; no test, and no threshold: it prints a table
+    python tests/benchmark.py                  # about ten minutes; no test, and no threshold: it prints tables
 
 Everything is measured in one run, because a laptop's speed changes from minute to minute. After each iteration of
 `python p2pdrl.py --env Walker2d-v4` the physics of its rollouts is played again, actions recorded, by as many
 threads as there are cores, each calling nothing but `mj_step`: that rate is the floor under any program that
 trains on this physics on this machine. Each ratio is the median over iterations of (rate / floor just after).
+
+The second table holds the methods of p2pdrl.py, and a cohort of eight, against the main job in the same run.
 
 Where Stable-Baselines3 happens to be installed, its PPO joins at the same batch, minibatches, epochs and networks.
 """
@@ -41,7 +43,7 @@ def replay(env, domain, data) -> None:
             env.reset(options=options)
 
 
-def measure_main_job(env_id: str, agents: int, compiled: bool, iterations: int, warm_up: int) -> dict:
+def measure_main_job(env_id: str, method: str, agents: int, compiled: bool, iterations: int, warm_up: int) -> dict:
     """Run p2pdrl.train with a stopwatch in its functions; medians over the iterations after warm-up."""
     import resource
 
@@ -85,8 +87,8 @@ def measure_main_job(env_id: str, agents: int, compiled: bool, iterations: int, 
     p2pdrl.report = p2pdrl.draw_run = lambda *arguments: None
     with tempfile.TemporaryDirectory() as folder:
         args = p2pdrl.Args(
-            env=env_id, agents=agents, compile=compiled, total_steps=4096 * (iterations + warm_up), learning_rate=1e-4,
-            threads=os.cpu_count(), runs=folder, evaluations=1, eval_domains=1, eps_te=(0.2,), checkpoint_every=10,
+            env=env_id, method=method, agents=agents, compile=compiled, total_steps=4096 * (iterations + warm_up),
+            learning_rate=1e-4, threads=os.cpu_count(), runs=folder, evaluations=1, eval_domains=1, eps_te=(0.2,), checkpoint_every=10,
         )
         p2pdrl.train(args)
     kept = rows[warm_up:-1]  # the last iteration holds the evaluation
@@ -139,13 +141,15 @@ def main():
     parser = argparse.ArgumentParser(description="Measure the speed of the main job.")
     parser.add_argument("--env", default="Walker2d-v4")
     parser.add_argument("--agents", type=int, default=2, help="K")
+    parser.add_argument("--method", default="p2pdrl")
     parser.add_argument("--iterations", type=int, default=40, help="measured, after 5 of warm-up")
     parser.add_argument("--only", choices=("compiled", "eager", "sb3"), help="one measurement, as JSON")
     args = parser.parse_args()
     if args.only == "sb3":
         return print(json.dumps(measure_stable_baselines(args.env, args.iterations // 4)))
     if args.only:
-        return print(json.dumps(measure_main_job(args.env, args.agents, args.only == "compiled", args.iterations, warm_up=5)))
+        compiled = args.only == "compiled"
+        return print(json.dumps(measure_main_job(args.env, args.method, args.agents, compiled, args.iterations, warm_up=5)))
 
     common = ["--env", args.env, "--agents", str(args.agents), "--iterations", str(args.iterations)]
     print(f"{args.env}, K = {args.agents}, 4096 steps per iteration, {os.cpu_count()} cores\n")
@@ -164,6 +168,18 @@ def main():
         print(f"{'Stable-Baselines3 PPO':24}{other['rate']:9,.0f}")
     else:
         print("Stable-Baselines3 is not installed: not compared")
+
+    print(f"\n{'compiled, 4096 steps':24}{'steps/s':>9}{'of p2pdrl, K = 2':>20}")
+    main_job = None
+    methods = "p2pdrl", "ppo", "distributed-ppo", "self-kl", "distral", "dnc", "p2pdrl"
+    for method, agents in zip(methods, (2, 2, 2, 2, 2, 2, 8)):
+        common = ["--env", args.env, "--agents", str(agents), "--iterations", str(args.iterations), "--method", method]
+        result = in_a_process([*common, "--only", "compiled"])
+        if result is None:
+            print(f"{method}, K = {agents}: failed")
+            continue
+        main_job = main_job or result
+        print(f"{f'{method}, K = {agents}':24}{result['rate']:9,.0f}{result['rate'] / main_job['rate']:20.0%}")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import baselines  # noqa: E402
 from baselines import (  # noqa: E402
     Adam, Batch, GaussianActor, Rollout, Run, RunningNorm, ValueCritic, bootstrap, clip_norm, discounted_sums,
-    episode_return, evaluate, find_runs, gae, gaussian_log_prob, held_out_domains, numpy_policy, one_vector, parse_args, ppo_gradients,
-    estimate, ppo_loss, prepare, read_csv, rollout, shuffle, smooth, training_curve, value_loss,
+    episode_return, episode_returns, evaluate, find_runs, gae, gaussian_log_prob, held_out_domains, numpy_policy, one_vector,
+    parse_args, ppo_gradients, estimate, ppo_loss, prepare, read_csv, rollout, shuffle, smooth, training_curve,
+    value_loss,
 )  # fmt: skip
 from randomised_envs import Domain, make_env  # noqa: E402
 
@@ -456,6 +457,17 @@ def test_evaluate_is_episode_return_in_every_held_out_domain():
     assert rows == expected
     assert rows == evaluate([hopper() for _ in range(3)], policies, (0.0, 0.8), 3, step=77)
     assert len({row["return"] for row in rows}) == len(rows)
+
+
+def test_episode_returns_keep_the_order_of_their_jobs():
+    """Mixed policies, domains and seeds, some episodes long and some short, against one after the other."""
+    policies, domains = [nod, stand, lambda obs: -nod(obs)], [Domain(), WINDY, Domain(mass=1.4)]
+    jobs = [(policies[i % 3], domains[i // 2 % 3], i % 4) for i in range(14)]
+    expected = [episode_return(hopper(40), *job) for job in jobs]
+    assert len(set(expected)) > 10
+    for number in (1, 2, 5):
+        assert episode_returns([hopper(40) for _ in range(number)], jobs) == expected
+    assert episode_returns([hopper(40)], []) == []
 
 
 def test_evaluate_passes_on_what_goes_wrong():
@@ -942,11 +954,59 @@ def test_find_runs_finds_finished_runs_with_the_same_settings(tmp_path, capsys):
     finished_run(tmp_path, runs=str(tmp_path / "runs" / "deeper"), seed=1, checkpoint_every=7)
     for changes in ({"seed": 11, "gamma": 0.5}, {"seed": 12, "total_steps": 5}, {"seed": 13, "finished": False}, {"eps_tr": 0.2}):
         finished_run(tmp_path, **changes)
-    found = find_runs(arguments(tmp_path), "baselines")
+    found = find_runs(arguments(tmp_path), "baselines", ("env", "algo"))
     assert list(found) == [("Hopper-v4", "ppo"), ("Walker2d-v4", "ppo")]
     assert [path.name.rpartition("seed")[2] for path in found["Hopper-v4", "ppo"]] == ["1", "2", "9", "10"]
     assert "4 runs" in capsys.readouterr().out
-    assert find_runs(arguments(tmp_path), "p2pdrl") == {}
+    assert find_runs(arguments(tmp_path), "p2pdrl", ("env",)) == {}
+
+
+def test_find_runs_groups_by_what_it_is_asked_for(tmp_path, capsys):
+    """By any settings, in the order of their values; what is neither named nor free nor compared is as in args."""
+    made = {}
+    for clip, gamma, seed in ((0.2, 0.99, 2), (0.2, 0.99, 1), (0.1, 0.99, 1), (0.2, 0.5, 1), (0.1, 0.5, 4), (0.3, 0.99, 9)):
+        runs = str(tmp_path / "runs" / f"{clip}-{gamma}")
+        changes = {"clip": clip, "gamma": gamma, "seed": seed}
+        made[clip, gamma, seed] = finished_run(tmp_path, runs=runs, jobs=7, evaluations=3, **changes).path
+    finished_run(tmp_path, env="Walker2d-v4")
+
+    found = find_runs(arguments(tmp_path), "baselines", ("clip",))
+    expected = {(0.1,): [(0.1, 0.99, 1)], (0.2,): [(0.2, 0.99, 1), (0.2, 0.99, 2)], (0.3,): [(0.3, 0.99, 9)]}
+    assert found == {key: [made[each] for each in runs] for key, runs in expected.items()} and list(found) == list(expected)
+    assert "3 runs" in capsys.readouterr().out
+
+    found = find_runs(arguments(tmp_path, clip=0.7), "baselines", ("gamma", "clip"))
+    keys = [(0.5, 0.1), (0.5, 0.2), (0.99, 0.1), (0.99, 0.2), (0.99, 0.3)]
+    assert list(found) == keys and found[0.99, 0.2] == [made[0.2, 0.99, 1], made[0.2, 0.99, 2]]
+    assert "1 runs" in capsys.readouterr().out
+
+
+def test_find_runs_refuses_two_runs_of_one_seed(tmp_path, capsys):
+    """They differ in what runs of one group may differ in; one line says of which group. Apart they are fine."""
+    finished_run(tmp_path, seed=1)
+    finished_run(tmp_path, seed=1, runs=str(tmp_path / "runs" / "faster"), learning_rate=1.0)
+    err = refused(capsys, lambda: find_runs(arguments(tmp_path), "baselines", ("env", "clip")))
+    assert "env Hopper-v4, clip 0.2" in err and "--runs" in err
+    assert len(find_runs(arguments(tmp_path), "baselines", ("learning_rate",))) == 2
+    assert len(find_runs(arguments(tmp_path, runs=str(tmp_path / "runs" / "faster")), "baselines", ("env",))) == 1
+
+
+def test_a_snapshot_is_beside_the_checkpoint(tmp_path):
+    """Plain states by step; what the actors learn later does not reach it; it may be written twice."""
+    run, _ = begin(tmp_path)
+    actors = [networks(seed)[0] for seed in (0, 1)]
+    expected = copy.deepcopy([actor.state_dict() for actor in actors])
+    run.snapshot(30, actors)
+    with torch.no_grad():
+        actors[0].log_std.add_(1.0)
+    run.snapshot(40, actors[:1])
+    saved = torch.load(run.path / "policies-30.pt", weights_only=True)
+    assert len(saved) == 2 and all(state.keys() == each.keys() for state, each in zip(saved, expected))
+    assert all(torch.equal(state[name], value) for state, each in zip(saved, expected) for name, value in each.items())
+    (later,) = torch.load(run.path / "policies-40.pt", weights_only=True)
+    assert torch.equal(later["log_std"], expected[0]["log_std"] + 1)
+    run.snapshot(30, actors[1:])
+    assert len(torch.load(run.path / "policies-30.pt", weights_only=True)) == 1 and not list(run.path.glob(".*"))
 
 
 def test_runs_made_on_a_gpu_are_found_without_one(tmp_path, monkeypatch):
@@ -954,7 +1014,7 @@ def test_runs_made_on_a_gpu_are_found_without_one(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
         finished_run(tmp_path)
-    assert len(find_runs(arguments(tmp_path), "baselines")) == 1
+    assert len(find_runs(arguments(tmp_path), "baselines", ("env",))) == 1
 
 
 # Curves --------------------------------------------------------------------------------------------------
@@ -1016,6 +1076,56 @@ def test_training_curve(tmp_path):
     np.testing.assert_allclose(training_curve(tmp_path, steps), means.mean(1))
     between = training_curve(tmp_path, np.array([15, 300, 301]), agent=0)
     np.testing.assert_allclose(between, [means[:2, 0].mean(), means[29, 0], np.nan])
+
+
+def test_training_curve_of_another_column(tmp_path):
+    """Not of the return, and smoothed like it."""
+    rng, steps = np.random.default_rng(0), np.arange(10, 310, 10)
+    values = rng.normal(size=(30, 2))
+    rows = [[step, agent, 5.0, values[i, agent]] for i, step in enumerate(steps) for agent in (0, 1)]
+    write_csv(tmp_path / "log.csv", ["step", "agent", "return", "entropy"], rows)
+    means = np.array([values[max(0, i - 19) : i + 1].mean(0) for i in range(30)])
+    np.testing.assert_allclose(training_curve(tmp_path, steps, column="entropy"), means.mean(1))
+    np.testing.assert_allclose(training_curve(tmp_path, steps, agent=1, column="entropy"), means[:, 1])
+    assert training_curve(tmp_path, steps).tolist() == [5] * 30
+
+
+def test_test_curve_is_the_mean_over_peers_and_domains_at_each_evaluation(tmp_path):
+    """Against a loop; only rows of the strength that is asked for."""
+    rng, table = np.random.default_rng(0), {}
+    for step in (200, 1000, 30):
+        for agent in (0, 1, 2):
+            for eps in (0.0, 0.2):
+                for domain in (0, 1):
+                    table[step, agent, eps, domain] = rng.normal()
+    names = ["step", "agent", "eps_te", "domain", "return"]
+    write_csv(tmp_path / "eval.csv", names, [[*key, value] for key, value in table.items()])
+    for eps in (0.0, 0.2):
+        steps, values = baselines.test_curve(tmp_path, eps)
+        assert steps.tolist() == [30, 200, 1000]
+        for step, value in zip(steps, values):
+            expected = sum(table[step, agent, eps, domain] for agent in (0, 1, 2) for domain in (0, 1)) / 6
+            assert value == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_centre_is_called_so(tmp_path, capsys):
+    """Table and figure know a policy that is no agent: agents have learning curves, the centre has test returns."""
+    assert (baselines.name_of(-1.0), baselines.name_of(0.0), baselines.name_of(11)) == ("centre ", "agent 0", "agent 11")
+    write_csv(tmp_path / "log.csv", ["step", "agent", "return"], [[step, i, i + step] for step in (10, 20) for i in (0, 1)])
+    names = ["step", "agent", "eps_te", "domain", "return"]
+    write_csv(tmp_path / "eval.csv", names, [[20, -1, eps, i, 100 * eps + i] for eps in (0, 0.5) for i in (0, 2)])
+    baselines.print_table(read_csv(tmp_path / "eval.csv"))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("centre")]
+    assert line.split() == ["centre", "1", "+-", "1", "51", "+-", "1"]
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        save = baselines.save_figure
+        patch.setattr(baselines, "save_figure", lambda figure, path: kept.append(figure) or save(figure, path))
+        baselines.draw_run(tmp_path, "title")
+    left, right = kept[0].axes
+    assert [line.get_label() for line in left.lines] == ["agent 0", "agent 1"]
+    assert [(line.get_label(), line.get_ydata().tolist()) for line in right.lines] == [("centre ", [1, 51])]
+    assert len({line.get_color() for line in [*left.lines, *right.lines]}) == 3
 
 
 def test_a_figure_is_closed_once_it_is_saved(tmp_path):

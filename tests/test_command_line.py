@@ -48,19 +48,19 @@ def only_run(folder, root="runs"):
     return path
 
 
+def to_bytes(value):
+    if isinstance(value, torch.Tensor):
+        return value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {name: to_bytes(part) for name, part in value.items()}
+    return [to_bytes(part) for part in value] if isinstance(value, list) else value
+
+
 def results(path):
     """Everything that must be equal in two equal runs: log.csv without its clock, eval.csv, and the weights as bytes."""
     with open(path / "log.csv", newline="") as file:
         log = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
     state = torch.load(path / "checkpoint.pt", weights_only=True)["state"]
-
-    def to_bytes(value):
-        if isinstance(value, torch.Tensor):
-            return value.numpy().tobytes()
-        if isinstance(value, dict):
-            return {name: to_bytes(part) for name, part in value.items()}
-        return [to_bytes(part) for part in value] if isinstance(value, list) else value
-
     return log, (path / "eval.csv").read_text(), to_bytes(state)
 
 
@@ -80,6 +80,7 @@ def check_finished_run(path, out, agents, evaluations):
     assert list(np.unique(log["step"])) == list(range(256, 2561, 256))
     assert len(log["step"]) == 10 * agents
     assert len(evaluation["return"]) == evaluations * agents * 2 * 2  # strengths, domains
+    log.pop("gradient_variance", None)  # not asked for
     assert all(np.isfinite(column).all() for table in (log, evaluation) for column in table.values())
     assert (path / "figure.png").stat().st_size > 20_000
     settings = json.loads((path / "config.json").read_text())
@@ -116,6 +117,27 @@ def test_ppo_learns_and_reports(tmp_path, script, method):
     actor = "actor0" if script == "p2pdrl.py" else "actor"
     moved = weights_moved(only_run(tmp_path), actor, p2pdrl.GaussianActor(11, 3))
     assert all(1e-4 < change < 1 for change in moved.values()), moved
+
+
+@pytest.mark.parametrize("method", ["distributed-ppo", "self-kl", "distral", "dnc"])
+def test_the_other_methods_learn_and_report(tmp_path, method):
+    """Every weight of every learner and of the centre moves; nothing in the log but the variance is not a number."""
+    out, _ = run("p2pdrl.py", *TINY, "--method", method, "--total-steps", 1024, "--reset-every", 3, folder=tmp_path)
+    path, centre = only_run(tmp_path), method in ("distral", "dnc")
+    log, evaluation = baselines.read_csv(path / "log.csv"), baselines.read_csv(path / "eval.csv")
+    assert set(log["agent"]) == ({0, 1} if centre else {0}) and len(log["step"]) == (8 if centre else 4)
+    assert set(evaluation["agent"]) == ({baselines.CENTRE} if centre else {0}) and len(evaluation["return"]) == 2 * 2 * 2
+    assert ("\ncentre " in out) == centre and ("\nagent 0" in out) == (not centre)
+    assert np.isnan(log.pop("gradient_variance")).all()
+    assert all(np.isfinite(column).all() for table in (log, evaluation) for column in table.values())
+    assert (log["distillation"][-1] > 1e-7) == (method != "distributed-ppo")
+    assert (path / "figure.png").stat().st_size > 20_000
+    torch.manual_seed(0)
+    initial = p2pdrl.GaussianActor(11, 3)
+    for actor in ("actor0", "actor1", "centre") if centre else ("actor0",):
+        moved = weights_moved(path, actor, initial)
+        assert all(1e-5 < change < 1 for change in moved.values()), (actor, moved)
+    assert p2pdrl.steps_of(path) == [256, 512, 1024]
 
 
 def test_compiled_gradients_equal_eager_ones(tmp_path):
@@ -162,22 +184,32 @@ def test_another_seed_another_run(reference, tmp_path):
     assert results(only_run(tmp_path))[0] != results(reference[0])[0]
 
 
-@pytest.mark.parametrize("script", ["p2pdrl.py", "baselines.py"])
-def test_killed_and_resumed_to_the_bit(tmp_path, script):
+@pytest.mark.parametrize("script, options, kills", [
+    ("p2pdrl.py", "", 3), ("baselines.py", "", 3),
+    ("p2pdrl.py", "--method distral --total-steps 1536", 1),
+    ("p2pdrl.py", "--method dnc --reset-every 2 --total-steps 1536", 1),
+])  # fmt: skip
+def test_killed_and_resumed_to_the_bit(tmp_path, script, options, kills):
     """SIGKILL at random moments, the same command again, until it ends: the same bits as without interruption."""
-    run(script, *TINY, "--runs", "whole", folder=tmp_path)
-    kills, moments = int(os.environ.get("KILLS", 3)), random.Random(os.environ.get("KILL_SEED", time.time()))
+    tiny = [*TINY, *options.split()]
+    run(script, *tiny, "--runs", "whole", folder=tmp_path)
+    kills, moments = int(os.environ.get("KILLS", kills)), random.Random(os.environ.get("KILL_SEED", time.time()))
     waited = []
     for _ in range(kills):
-        process = start(script, *TINY, folder=tmp_path)
+        process = start(script, *tiny, folder=tmp_path)
         time.sleep(moments.uniform(0.0, 0.5))
         process.stdout.readline()  # it trains, or says that it resumes
         waited.append(moments.uniform(0.0, 1.2))
         time.sleep(waited[-1])
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    run(script, *TINY, folder=tmp_path)
+    run(script, *tiny, folder=tmp_path)
     assert results(only_run(tmp_path)) == results(only_run(tmp_path, "whole")), waited
+    kept, whole = (
+        {path.name: torch.load(path, weights_only=True) for path in only_run(tmp_path, root).glob("policies-*.pt")}
+        for root in ("runs", "whole")
+    )
+    assert to_bytes(kept) == to_bytes(whole) and bool(kept) == (script == "p2pdrl.py")
 
 
 def test_finished_says_so(reference):
@@ -217,7 +249,7 @@ def two_methods(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("figure", ["3", "4"])
+@pytest.mark.parametrize("figure", ["3", "4", "6"])
 def test_figures(two_methods, figure):
     out, _ = run("p2pdrl.py", *TINY, "--figure", figure, folder=two_methods)
     path = two_methods / "runs" / f"p2pdrl-figure-{figure}.png"
@@ -226,7 +258,7 @@ def test_figures(two_methods, figure):
 
 def test_figure_without_runs_names_the_command(tmp_path):
     out, err = run("p2pdrl.py", *TINY, "--figure", "3", folder=tmp_path, status=2)
-    assert "python p2pdrl.py --env Hopper-v4 --method p2pdrl" in out and len(err.splitlines()) == 1
+    assert re.search("python p2pdrl.py --env Hopper-v4 .*--method p2pdrl", out) and len(err.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
 
 
@@ -289,6 +321,9 @@ BAD = [
 ]
 BAD_COHORT = [
     ("--agents 1", "at least 2"),
+    ("--method distral --agents 1", "at least 2"),
+    ("--method dnc --agents 1", "at least 2"),
+    ("--reset-every 0", "--reset-every"),
     ("--method ppo --agents 0", "at least 1"),
     ("--agents 3", "does not divide"),
     ("--alpha -1", "--alpha"),
@@ -364,10 +399,14 @@ def test_what_is_not_finite_stops_the_run(tmp_path):
 
 
 def promised_commands():
+    pattern = r"(?:^ +|/|`)(?:for (\w) in ([^;]+); do )?python (p2pdrl|baselines)\.py (--[^#`\"{;]*)"
     for page in ("README.md", "p2pdrl.py", "baselines.py"):
         for line in (ROOT / page).read_text().splitlines():
-            if found := re.search(r"(?:^ +|/|`)python (p2pdrl|baselines)\.py (--[^#`\"{]*)", line):
-                yield pytest.param(found[1], found[2].strip(), id=f"{page} {found[1]} {found[2].strip()}")
+            for found in re.finditer(pattern, line):
+                variable, values, script, options = found[1] or "N", (found[2] or "9").split(), found[3], found[4].strip()
+                for value in values:  # of the loop, or for "--figure N"
+                    each = re.sub(rf"\${variable}\b|(?<=--figure )N\b", value, options)
+                    yield pytest.param(script, each, id=f"{page} {script} {each}")
 
 
 @pytest.mark.parametrize("script, options", list(promised_commands()))
