@@ -589,10 +589,11 @@ def look_up(args, wanted: list[dict]) -> dict[tuple, list[Path]]:
     for flags in missing:
         given = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
         given = {name: value for name, value in given.items() if name not in FREE_SETTINGS | COMPARED}
+        flags = {"env": args.env, "eps_tr": args.eps_tr} | given | flags
         # What is not in the name of a run's folder needs another folder above it.
-        in_name = ("env", "method", "eps_tr", "total_steps")
-        apart = [f"{name}{value:g}" for name, value in flags.items() if name not in in_name]
-        flags = {"env": args.env, "eps_tr": args.eps_tr} | given | flags | {"runs": "/".join([args.runs, *apart])}
+        apart = [name for name in flags if name not in ("env", "method", "eps_tr", "total_steps")]
+        names = (name + "-".join(f"{value}" for value in np.atleast_1d(flags[name])) for name in apart)
+        flags["runs"] = "/".join([args.runs, *names])
         values = ("" if value is True else " ".join(map(str, np.atleast_1d(value))) for value in flags.values())
         options = (f"--{name.replace('_', '-')} {value}".rstrip() for name, value in zip(flags, values))
         print("    python p2pdrl.py", *options, "--seeds 0 1 2")
@@ -698,7 +699,9 @@ def figure_5(args):
     for row, method in enumerate(methods):
         path = found[method,][0]
         steps = steps_of(path)
-        middle = min(steps[1:-1] or steps[-1:], key=lambda step: abs(step - steps[-1] / 2))
+        if len(steps) < 3:
+            fail(f"{path} kept no policy between its first and its last: a plane needs three (--evaluations 2 or more)")
+        middle = min(steps[1:-1], key=lambda step: abs(step - steps[-1] / 2))
         actors = [policies_of(path, step)[0] for step in (steps[0], middle, steps[-1])]
         origin, second, third = (folded(actor) for actor in actors)
         # Coordinates in the plane: along the way from the initial to the middle policy, and across it.
@@ -799,9 +802,11 @@ def figure_9(args):
         for flags in chosen:
             paths, agents = found.get(tuple(flags.values()), []), flags["agents"]
             if paths:
-                steps, curves = test_curve(paths[0], eps)[0], np.stack([test_curve(path, eps)[1] for path in paths])
+                curves = [test_curve(path, eps) for path in paths]
+                steps = max((curve[0] for curve in curves), key=len)
+                curves = np.stack([curve[1] for curve in curves if len(curve[0]) == len(steps)])  # evaluated as often
                 x = steps / agents if axis is left else steps
-                label, index = f"K = {agents}, {len(paths)} seeds", int(math.log2(agents))
+                label, index = f"K = {agents}, {len(curves)} seeds", int(math.log2(agents))
                 plot_interval(axis, x, curves, label, index, marker="o", markersize=3)
         millions(axis)
         axis.set_ylabel(f"return in held-out domains, eps_te = {eps:g}, mean action")

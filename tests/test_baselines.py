@@ -981,14 +981,27 @@ def test_find_runs_groups_by_what_it_is_asked_for(tmp_path, capsys):
     assert "1 runs" in capsys.readouterr().out
 
 
-def test_find_runs_refuses_two_runs_of_one_seed(tmp_path, capsys):
-    """They differ in what runs of one group may differ in; one line says of which group. Apart they are fine."""
-    finished_run(tmp_path, seed=1)
-    finished_run(tmp_path, seed=1, runs=str(tmp_path / "runs" / "faster"), learning_rate=1.0)
-    err = refused(capsys, lambda: find_runs(arguments(tmp_path), "baselines", ("env", "clip")))
-    assert "env Hopper-v4, clip 0.2" in err and "--runs" in err
-    assert len(find_runs(arguments(tmp_path), "baselines", ("learning_rate",))) == 2
-    assert len(find_runs(arguments(tmp_path, runs=str(tmp_path / "runs" / "faster")), "baselines", ("env",))) == 1
+def test_find_runs_refuses_a_group_of_several_learning_rates(tmp_path, capsys):
+    """One line says of which group, whether seeds repeat or not. Apart they are fine."""
+    for seed, deeper in ((1, "same"), (2, "other")):
+        runs = tmp_path / deeper
+        finished_run(tmp_path, seed=1, runs=str(runs / "a"))
+        finished_run(tmp_path, seed=seed, runs=str(runs / "b"), learning_rate=1.0)
+        err = refused(capsys, lambda: find_runs(arguments(tmp_path, runs=str(runs)), "baselines", ("env", "clip")))
+        assert "env Hopper-v4, clip 0.2" in err and "--runs" in err
+        assert len(find_runs(arguments(tmp_path, runs=str(runs)), "baselines", ("learning_rate",))) == 2
+        assert len(find_runs(arguments(tmp_path, runs=str(runs / "b")), "baselines", ("env",))) == 1
+
+
+def test_find_runs_takes_the_run_of_a_seed_that_was_evaluated_most_often(tmp_path):
+    """Wherever it lies; unfinished ones do not count; seeds stay in order, each once."""
+    made = {}
+    for folder, seed, evaluations in (("a", 2, 4), ("b", 2, 20), ("c", 2, 5), ("a", 1, 9), ("b", 1, 4), ("c", 3, 1)):
+        runs = str(tmp_path / "runs" / folder)
+        made[folder, seed] = finished_run(tmp_path, runs=runs, seed=seed, evaluations=evaluations).path
+    finished_run(tmp_path, runs=str(tmp_path / "runs" / "d"), seed=3, evaluations=30, finished=False)
+    found = find_runs(arguments(tmp_path), "baselines", ("env",))
+    assert found == {("Hopper-v4",): [made["a", 1], made["b", 2], made["c", 3]]}
 
 
 def test_a_snapshot_is_beside_the_checkpoint(tmp_path):
