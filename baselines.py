@@ -591,8 +591,8 @@ def check_args(args, domains: int):
         if getattr(args, name) < 1:
             fail(f"--{name.replace('_', '-')} must be at least 1, but is {getattr(args, name)}")
     for name in ("learning_rate", "clip", "max_grad_norm"):
-        if not 0 < getattr(args, name) < math.inf:
-            fail(f"--{name.replace('_', '-')} must be positive, but is {getattr(args, name)}")
+        if not 0 < getattr(args, name) < 1e30:  # more than that single precision cannot work with
+            fail(f"--{name.replace('_', '-')} must be positive and less than 1e30, but is {getattr(args, name)}")
     for name in ("gamma", "gae_lambda"):
         if not 0 <= getattr(args, name) <= 1:
             fail(f"--{name.replace('_', '-')} must lie in [0, 1], but is {getattr(args, name)}")

@@ -307,6 +307,7 @@ BAD = [
     ("--total-steps many", "many"),
     ("--learning-rate 0", "positive"),
     ("--learning-rate nan", "positive"),
+    ("--learning-rate 1e38", "1e30"),
     ("--gamma 1.1", "[0, 1]"),
     ("--minibatches 0", "at least 1"),
     ("--epochs -1", "at least 1"),
@@ -391,7 +392,7 @@ def test_damaged_files(short_run, damage):
 
 def test_what_is_not_finite_stops_the_run(tmp_path):
     """The step and the agent are named, the status is 1, and the last good checkpoint stays."""
-    _, err = run("p2pdrl.py", *TINY, "--learning-rate", 1e38, folder=tmp_path, status=1)
+    _, err = run("p2pdrl.py", *TINY, "--learning-rate", 1e29, folder=tmp_path, status=1)
     assert len(err.splitlines()) == 1 and re.search(r"step \d+, agent [01]: .*not finite", err)
 
 
