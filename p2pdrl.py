@@ -820,7 +820,9 @@ def figure_map(args):
     from matplotlib.patches import Rectangle
 
     found = look_up(args, [{"method": method} for method in ("ppo", "p2pdrl")])
-    methods = [method for method in METHODS if (method,) in found]
+    methods = [method for method in ("ppo", "p2pdrl") if (method,) in found]
+    if not methods:
+        fail("nothing to draw: neither of these two methods has a finished run")
     figure, axes = new_figure(columns=len(methods))
     envs = make_envs(args, args.threads)
     winds, masses = np.linspace(-5, 5, 11), np.linspace(0.5, 1.5, 11)  # Table 1 at strength 1
@@ -850,9 +852,13 @@ FIGURES = {
 def draw_figure(args):
     """A figure of the paper from all finished runs whose settings are those of this command line."""
     figure, explained = FIGURES[args.figure](args)
-    for axis in figure.axes:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc="best")
+    lines = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels())}
+    if len(lines) > 3:  # too many to leave the data uncovered
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    else:
+        for axis in figure.axes:
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(loc="best")
     figure.suptitle(explained, fontsize=10)
     path = Path(args.runs) / f"p2pdrl-figure-{args.figure}.png"
     save_figure(figure, path)
