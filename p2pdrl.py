@@ -83,6 +83,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -763,8 +764,9 @@ def figure_8a(args):
             label = {"ppo": "ppo, with its --entropy-coef", "p2pdrl": "p2pdrl, without a bonus"}[method]
             axis.scatter(*zip(*points), marker=marker, color=COLOURS[METHODS.index(method)], label=label)
     axis.set_xlabel("entropy of the policy, last 20 iterations, nats")
-    axis.set_ylabel(f"return in held-out domains, eps_te = {EPS_TEST:g}, mean action")
-    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; one point for each run"
+    axis.set_ylabel(f"test return, eps_te = {EPS_TEST:g}")
+    axis.margins(x=0.12)
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean actions in held-out domains, a point for each run"
 
 
 def figure_8bc(args):
@@ -809,10 +811,11 @@ def figure_9(args):
                 label, index = f"K = {agents}, {len(curves)} seeds", int(math.log2(agents))
                 plot_interval(axis, x, curves, label, index, marker="o", markersize=3)
         millions(axis)
-        axis.set_ylabel(f"return in held-out domains, eps_te = {eps:g}, mean action")
+        axis.set_ylabel(f"test return, eps_te = {eps:g}")
     left.set(title=f"{size // 2} steps for each agent", xlabel="environment steps of each agent")
     right.set(title=f"{size} steps for all agents together")
-    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; K = 1 is PPO; mean over seeds, 95 % bootstrap interval"
+    explained = "mean actions in held-out domains, mean over seeds, 95 % bootstrap interval; K = 1 is PPO"
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; {explained}"
 
 
 def figure_map(args):
@@ -859,7 +862,7 @@ def draw_figure(args):
         for axis in figure.axes:
             if axis.get_legend_handles_labels()[0]:
                 axis.legend(loc="best")
-    figure.suptitle(explained, fontsize=10)
+    figure.suptitle(textwrap.fill(explained, int(12 * figure.get_figwidth())), fontsize=10)
     path = Path(args.runs) / f"p2pdrl-figure-{args.figure}.png"
     save_figure(figure, path)
     print(f"figure: {path}")
