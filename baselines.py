@@ -33,6 +33,7 @@ You should know
 """
 
 import argparse
+import copy
 import csv
 import dataclasses
 import inspect
@@ -145,7 +146,8 @@ def run_seeds(seeds: tuple[int, ...], jobs: int):
 # ---------------------------------------------------------------------------------------------------------
 
 # Settings that may differ between a run and its continuation: they cannot change its result.
-FREE_SETTINGS = {"seeds", "jobs", "threads", "overwrite", "runs", "checkpoint_every", "figure", "curves", "watch", "gif"}
+FREE_SETTINGS = {"seeds", "jobs", "threads", "overwrite", "runs", "checkpoint_every", "figure", "curves", "watch", "gif",
+                 "table"}
 # Settings in which the runs of one line in a figure may differ beside these.
 COMPARED = {"seed", "learning_rate", "device", "compile", "eval_domains", "evaluations", "gradient_variance"}
 
@@ -205,6 +207,16 @@ class Run:
             if not (self.path / name).exists() or (self.path / name).stat().st_size < size:
                 fail(f"{self.path / name} is shorter than its checkpoint says: start anew with --overwrite")
 
+    def make_folder(self):
+        """Make the run's folder if it is not there, anew if asked to. Nothing has been written before."""
+        try:
+            if self.overwrite:  # only now that nothing else can be wrong
+                shutil.rmtree(self.path)
+                self.overwrite = False
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"cannot write to {self.path}: {error.strerror}")
+
     def resume(self, parts: dict, steps_per_iteration: int) -> int:
         """Make or reopen the folder, and put a checkpoint's state into `parts`; the number of iterations done.
 
@@ -218,9 +230,7 @@ class Run:
                 fail(f"{self.path}/checkpoint.pt does not fit ({type(error).__name__}): start anew with --overwrite")
             print(f"resuming {self.path} after {self.iteration * steps_per_iteration:,} steps")
         try:
-            if self.overwrite:  # only now that nothing else can be wrong
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.make_folder()
             if not (self.path / "config.json").exists():
                 self._replace("config.json", lambda path: path.write_text(json.dumps(self.config, indent=1) + "\n"))
             self.files = {}
@@ -448,7 +458,8 @@ def numpy_policy(actor: nn.Module):
         if isinstance(module, nn.Linear):
             layers.append([module.weight.detach().cpu().numpy().copy(), module.bias.detach().cpu().numpy().copy(), None])
         else:
-            layers[-1][2] = {nn.Tanh: np.tanh}[type(module)]
+            layers[-1][2] = {nn.Tanh: np.tanh, nn.ReLU: lambda x, out: np.maximum(x, np.float32(0), out=out)}[type(module)]
+    reach = actor.reach.cpu().numpy().copy() if hasattr(actor, "reach") else None
 
     def policy(obs):
         x = obs - mean
@@ -460,7 +471,7 @@ def numpy_policy(actor: nn.Module):
             x += bias
             if activation:
                 activation(x, x)
-        return x
+        return x if reach is None else x * reach
 
     return policy
 
@@ -530,6 +541,122 @@ def gae(rewards, values, next_values, terminated, ends, gamma: float, gae_lambda
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Off-policy data: episodes that go on, a replay buffer that is its own checkpoint
+# ---------------------------------------------------------------------------------------------------------
+
+
+CYCLE, CYCLES = 100, 20  # DDPG acts for 100 steps, then learns; a row of the log for every 20 times
+SPARE = 100_000  # rows of a replay buffer's file beyond those that are remembered
+
+
+class Transitions(NamedTuple):
+    """N steps, as the replay buffer gives them."""
+
+    obs: torch.Tensor  # (N, obs)
+    actions: torch.Tensor  # (N, act)
+    rewards: torch.Tensor  # (N,)
+    next_obs: torch.Tensor  # (N, obs)
+    terminated: torch.Tensor  # (N,) 1 where the robot died; 0 at a time limit, which is not the end of the world
+
+
+class ReplayBuffer:
+    """The latest `size` transitions, one row of float32 each, in a file that is mapped into memory.
+
+    The file is the checkpoint: nothing needs to be copied when the rest of a run is saved, and a killed run finds its
+    rows again. It has room for SPARE rows more, at least as many as are added between two checkpoints: so what is
+    overwritten after a checkpoint was no longer in use when it was made.
+    """
+
+    def __init__(self, path: Path, obs_size: int, action_size: int, size: int, resuming: bool):
+        self.widths = obs_size, action_size, 1, obs_size, 1
+        self.size, self.count = size, 0
+        shape = size + SPARE, sum(self.widths)
+        length = 4 * shape[0] * shape[1]
+        if resuming and (not path.exists() or path.stat().st_size != length):
+            fail(f"{path} is missing or has another length than its checkpoint needs: start anew with --overwrite")
+        path.touch()
+        os.truncate(path, length)  # a hole: takes no room on the disk before it is written
+        self.rows = np.memmap(path, np.float32, "r+", shape=shape)
+
+    def __len__(self):
+        return min(self.count, self.size)
+
+    def add(self, rows: np.ndarray):
+        """Append rows (N, width), in order."""
+        self.rows[(self.count + np.arange(len(rows))) % len(self.rows)] = rows
+        self.count += len(rows)
+
+    def latest(self, number: int) -> np.ndarray:
+        """The last `number` rows, oldest first."""
+        return self.rows[(self.count - number + np.arange(number)) % len(self.rows)]
+
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator, among: int | None = None) -> np.ndarray:
+        """Rows (*shape, width), each drawn uniformly from the latest `among`, or from all."""
+        number = min(len(self), among or self.size)
+        return self.rows[(self.count - 1 - rng.integers(number, size=shape)) % len(self.rows)]
+
+    def split(self, rows: torch.Tensor) -> Transitions:
+        obs, actions, rewards, next_obs, terminated = rows.split(self.widths, dim=-1)
+        return Transitions(obs, actions, rewards.squeeze(-1), next_obs, terminated.squeeze(-1))
+
+    def state_dict(self):
+        self.rows.flush()
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+class Stream:
+    """One learner's episodes, one after the other, a few steps at a time.
+
+    An episode is determined by its number (its start and domain) and its actions. So to resume, the present one is
+    played again from its beginning, with the actions that the replay buffer holds.
+    """
+
+    def __init__(self, env: RandomisedEnv, seed: int, agent: int, buffer: ReplayBuffer):
+        self.env, self.key, self.buffer = env, (seed, agent), buffer
+        self.episode, self.steps, self.last_return = 0, 0, math.nan
+        self._begin()
+
+    def _begin(self):
+        rng = np.random.default_rng([*self.key, self.episode, 2])
+        domain = sample_domain(self.env.eps, rng, self.env.position_draws)
+        self.obs, _ = self.env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})
+        self.steps, self.total = 0, 0.0
+
+    def _step(self, action):
+        obs, reward, died, out_of_time, _ = self.env.step(action)
+        row = np.concatenate([self.obs, action, [reward], obs, [died]], dtype=np.float32)
+        self.obs, self.steps, self.total = obs, self.steps + 1, self.total + float(reward)
+        return row, died or out_of_time
+
+    def collect(self, policy, noise: np.ndarray) -> tuple[np.ndarray, list[float]]:
+        """len(noise) steps with actions policy(obs) + noise, into the buffer; the rows, and finished episodes' returns."""
+        low, high = self.env.action_space.low, self.env.action_space.high
+        rows, returns = [], []
+        for each in noise:
+            row, over = self._step(np.minimum(np.maximum(policy(self.obs) + each, low), high))
+            rows.append(row)
+            if over:
+                returns.append(self.total)
+                self.episode, self.last_return = self.episode + 1, self.total
+                self._begin()
+        self.buffer.add(np.stack(rows))
+        return np.stack(rows), returns
+
+    def state_dict(self):
+        return {"episode": self.episode, "steps": self.steps, "last_return": self.last_return}
+
+    def load_state_dict(self, state):
+        self.episode, self.last_return = state["episode"], state["last_return"]
+        self._begin()
+        obs_size, action_size = self.buffer.widths[:2]
+        for row in self.buffer.latest(state["steps"]):
+            self._step(row[obs_size : obs_size + action_size])
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Evaluation in held-out domains
 # ---------------------------------------------------------------------------------------------------------
 
@@ -584,8 +711,11 @@ def evaluate(envs: list[RandomisedEnv], policies: list, eps_te: tuple[float, ...
     ]
 
 
-def check_args(args, domains: int):
-    """Refuse settings that cannot be meant, before anything is made. domains: how many share an iteration's steps."""
+def check_args(args, domains: int, steps: int | None = None):
+    """Refuse settings that cannot be meant, before anything is made.
+
+    domains: how many share an iteration of PPO. steps: of an iteration in all; PPO's if not given.
+    """
     counts = "total_steps steps_per_iteration epochs minibatches eval_domains evaluations jobs checkpoint_every"
     for name in counts.split():
         if getattr(args, name) < 1:
@@ -600,10 +730,10 @@ def check_args(args, domains: int):
         fail(f"--steps-per-iteration {args.steps_per_iteration} does not divide by {domains} x {args.minibatches} minibatches")
     if args.steps_per_iteration // (domains * args.minibatches) < 2:
         fail("a minibatch needs at least two steps: fewer --minibatches or more --steps-per-iteration")
-    if args.total_steps < args.steps_per_iteration:
-        fail(f"--total-steps {args.total_steps} is less than one iteration of {args.steps_per_iteration}")
-    if args.evaluations > args.total_steps // args.steps_per_iteration:
-        args.evaluations = args.total_steps // args.steps_per_iteration  # a short run cannot stop more often than it updates
+    steps = steps or args.steps_per_iteration
+    if args.total_steps < steps:
+        fail(f"--total-steps {args.total_steps} is less than one iteration of {steps}")
+    args.evaluations = min(args.evaluations, args.total_steps // steps)  # at most one for each iteration
     if not args.eps_te:
         fail("--eps-te needs at least one strength")
     if min(args.seed, *args.seeds, 0) < 0 or max(args.seed, *args.seeds, 0) >= HELD_OUT:
@@ -613,6 +743,25 @@ def check_args(args, domains: int):
     args.threads = args.threads or os.cpu_count() or 1
     if args.threads < 0:
         fail("--threads must not be negative")
+
+
+def check_ddpg_args(args):
+    """Refuse settings of DDPG that cannot be meant."""
+    if args.buffer_size < 1000:  # the present episode must fit
+        fail(f"--buffer-size must be at least 1000, but is {args.buffer_size}")
+    if args.checkpoint_every * CYCLE * CYCLES > SPARE:
+        fail(f"--checkpoint-every must be at most {SPARE // (CYCLE * CYCLES)}, but is {args.checkpoint_every}")
+    for name in ("updates", "batch_size"):
+        if getattr(args, name) < 1:
+            fail(f"--{name.replace('_', '-')} must be at least 1, but is {getattr(args, name)}")
+    for name in ("actor_learning_rate", "critic_learning_rate"):
+        if not 0 < getattr(args, name) < 1e30:
+            fail(f"--{name.replace('_', '-')} must be positive and less than 1e30, but is {getattr(args, name)}")
+    for name in ("critic_decay", "noise", "warm_up"):
+        if not 0 <= getattr(args, name) < math.inf:
+            fail(f"--{name.replace('_', '-')} must be neither negative nor infinite, but is {getattr(args, name)}")
+    if not 0 < args.tau <= 1:
+        fail(f"--tau must lie in (0, 1], but is {args.tau}")
 
 
 def make_envs(args, number: int, **kwargs) -> list[RandomisedEnv]:
@@ -788,7 +937,7 @@ def draw_run(path: Path, title: str):
 @dataclasses.dataclass
 class Args:
     # what
-    algo: Literal["ppo"] = "ppo"  # the algorithm
+    algo: Literal["ppo", "ddpg"] = "ppo"  # the algorithm
     env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment
     xml_file: str = ""  # an MJCF file of your own in place of the environment's (v5 environments)
     eps_tr: float = 0.0  # strength of the randomisation in training, in [0, 1]; a new domain for each iteration
@@ -804,6 +953,17 @@ class Args:
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # of Eq. (11)
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
+
+    # DDPG
+    actor_learning_rate: float = 1e-4  # Adam's
+    critic_learning_rate: float = 1e-3  # Adam's
+    critic_decay: float = 1e-2  # L2 regularisation of the critic's hidden weights
+    tau: float = 0.01  # of the target networks' way to the networks, at each update
+    batch_size: int = 64  # transitions for an update
+    buffer_size: int = 1_000_000  # transitions that are remembered
+    updates: int = 50  # for every 100 steps
+    noise: float = 0.1  # standard deviation of the exploration, in parts of the action's range
+    warm_up: int = 1000  # steps with random actions at the beginning
 
     # evaluation
     eps_te: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # strengths of the test domains
@@ -1039,6 +1199,182 @@ def ppo(args):
 
 
 # ---------------------------------------------------------------------------------------------------------
+# DDPG: networks
+# ---------------------------------------------------------------------------------------------------------
+
+
+def relu_network(inputs: int, outputs: int) -> nn.Sequential:
+    """Three hidden layers of 64 ReLU, and last weights so small that the first outputs are near zero."""
+    net = nn.Sequential(
+        nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs)
+    )
+    nn.init.uniform_(net[-1].weight, -3e-3, 3e-3)
+    nn.init.uniform_(net[-1].bias, -3e-3, 3e-3)
+    return net
+
+
+class DeterministicActor(nn.Module):
+    """mu(s), from raw observations: the normaliser is part of the policy."""
+
+    def __init__(self, obs_size: int, reach: np.ndarray):
+        super().__init__()
+        self.norm = RunningNorm((obs_size,), clip=5.0)
+        self.net = relu_network(obs_size, len(reach)).append(nn.Tanh())
+        self.register_buffer("reach", torch.as_tensor(reach))  # actions lie in [-reach, reach]
+
+    def forward(self, obs):  # (N, obs) -> (N, act)
+        return self.net(self.norm(obs)) * self.reach
+
+
+class ActionCritic(nn.Module):
+    """Q(s, a), with the statistics of the actor's normaliser."""
+
+    def __init__(self, obs_size: int, action_size: int):
+        super().__init__()
+        self.norm = RunningNorm((obs_size,), clip=5.0)
+        self.net = relu_network(obs_size + action_size, 1)
+
+    def forward(self, obs, actions):  # (N, obs), (N, act) -> (N,)
+        return self.net(torch.cat([self.norm(obs), actions], dim=-1)).squeeze(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# DDPG: losses
+# ---------------------------------------------------------------------------------------------------------
+
+
+def ddpg_targets(target_actor, target_critic, batch, gamma):                                             # Eq. (5)
+    """y = r + gamma Q'(s', mu'(s')), and just r where the robot died. (N,)"""
+    futures = target_critic(batch.next_obs, target_actor(batch.next_obs))
+    assert futures.shape == batch.rewards.shape == batch.terminated.shape
+    return (batch.rewards + gamma * (1 - batch.terminated) * futures).detach()
+
+
+def ddpg_critic_loss(critic, batch, targets, decay):                                                     # Eq. (4)
+    """Mean square error, and half the squares of the hidden layers' weights."""
+    values = critic(batch.obs, batch.actions)
+    assert values.shape == targets.shape
+    weights = [layer.weight for layer in critic.net[:-1] if isinstance(layer, nn.Linear)]
+    return ((values - targets) ** 2).mean() + decay * sum((weight**2).sum() for weight in weights) / 2
+
+
+def ddpg_actor_loss(actor, critic, batch):                                                               # Eq. (6)
+    """Minus what the critic says of the actor's own actions."""
+    return -critic(batch.obs, actor(batch.obs)).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# DDPG: update and loop
+# ---------------------------------------------------------------------------------------------------------
+
+
+class DDPGLearner:
+    """Networks, their slowly following targets, an Adam for each of the two, and one normaliser for all four."""
+
+    def __init__(self, obs_size: int, reach: np.ndarray, args):
+        self.actor, self.critic = DeterministicActor(obs_size, reach), ActionCritic(obs_size, len(reach))
+        self.critic.norm = self.actor.norm
+        self.target_actor, self.target_critic = copy.deepcopy((self.actor, self.critic))
+        self.target_actor.norm = self.target_critic.norm = self.actor.norm
+        networks = self.actor, self.critic, self.target_actor, self.target_critic
+        self.vectors = [one_vector(network.to(args.device)) for network in networks]
+        self.actor_adam = Adam(self.vectors[0], args.actor_learning_rate)
+        self.critic_adam = Adam(self.vectors[1], args.critic_learning_rate)
+        self.networks = (*networks, self.actor_adam, self.critic_adam)
+
+    def parts(self) -> dict:
+        """What a checkpoint holds, by name."""
+        names = "actor", "critic", "target_actor", "target_critic", "actor_adam", "critic_adam"
+        return dict(zip(names, self.networks))
+
+
+def gradient_of(loss, network):
+    """Gradient of a loss by a network's parameters, as one vector."""
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
+
+
+def ddpg_step(actor, critic, target_actor, target_critic, actor_adam, critic_adam, vectors, batch, gamma, tau, decay):
+    """All four vectors of parameters after one update, and what the log tells. Compiled as one graph."""
+    targets = ddpg_targets(target_actor, target_critic, batch, gamma)
+    critic_loss, actor_loss = ddpg_critic_loss(critic, batch, targets, decay), ddpg_actor_loss(actor, critic, batch)
+    new_actor = actor_adam(vectors[0], gradient_of(actor_loss, actor))
+    new_critic = critic_adam(vectors[1], gradient_of(critic_loss, critic))
+    new_targets = [old.detach().lerp(new, tau) for old, new in zip(vectors[2:], (new_actor, new_critic))]
+    return [new_actor, new_critic, *new_targets], torch.stack([critic_loss, -actor_loss]).detach()
+
+
+def ddpg_update(learner, batch, compiled_step, args):
+    """One step of both networks, and of their targets after them."""
+    new, told = compiled_step(*learner.networks, learner.vectors, batch, args.gamma, args.tau, args.critic_decay)
+    for vector, value in zip(learner.vectors, new):
+        vector.data.copy_(value)
+    return told
+
+
+def exploration(shape, scale: float, reach: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise for actions, `scale` in parts of their reach."""
+    return scale * reach * rng.standard_normal((*shape, len(reach)), dtype=np.float32)
+
+
+def ddpg(args):
+    """Deep deterministic policy gradient: act with noise, remember, climb the critic's slope, repeat."""
+    run = Run(args, "baselines", "ddpg")
+    title = f"ddpg, {args.env}, eps_tr = {args.eps_tr:g}, seed {args.seed}"
+    if run.finished:
+        print(f"{run.path} is finished: nothing to do (--overwrite starts anew)")
+        return report(run, title)
+    envs = make_envs(args, args.threads + 1)
+    set_up_torch(args)
+    compiled_step = torch.compile(ddpg_step, fullgraph=True, dynamic=False) if args.compile else ddpg_step
+
+    obs_size, reach = envs[0].observation_space.shape[0], envs[0].action_space.high
+    learner = DDPGLearner(obs_size, reach, args)
+    interval = CYCLE * CYCLES
+    iterations = args.total_steps // interval
+    evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
+    run.make_folder()
+    size = min(args.buffer_size, args.total_steps)
+    buffer = ReplayBuffer(run.path / "buffer.dat", obs_size, len(reach), size, resuming=run.state is not None)
+    stream = Stream(envs[-1], args.seed, 0, buffer)
+    parts = learner.parts() | {"buffer": buffer, "stream": stream}
+    first = run.resume(parts, interval)
+    progress = Progress(iterations * interval, first * interval)
+
+    for iteration in range(first, iterations):
+        told, returns = torch.zeros(2, device=args.device), []
+        for cycle in range(CYCLES * iteration, CYCLES * (iteration + 1)):
+            rng = np.random.default_rng([args.seed, 0, cycle])
+            if cycle * CYCLE < args.warm_up:
+                policy, noise = lambda obs: 0, rng.uniform(-reach, reach, (CYCLE, len(reach))).astype(np.float32)
+            else:
+                policy, noise = numpy_policy(learner.actor), exploration((CYCLE,), args.noise, reach, rng)
+            rows, finished = stream.collect(policy, noise)
+            returns += finished
+            learner.actor.norm.absorb(rows[:, :obs_size])
+            drawn = torch.as_tensor(buffer.draw((args.updates, args.batch_size), rng), device=args.device)
+            for minibatch in drawn.unbind():
+                told += ddpg_update(learner, buffer.split(minibatch), compiled_step, args)
+            run.check_finite(CYCLE * (cycle + 1), 0, told.tolist(), torch.cat([vector.detach() for vector in learner.vectors]))
+        step = (iteration + 1) * interval
+        losses = (told / (CYCLES * args.updates)).tolist()
+        mean_return = float(np.mean(returns)) if returns else stream.last_return
+        run.write("log.csv", [{
+            "step": step, "agent": 0,
+            "return": mean_return, "episodes": len(returns),  # of the episodes that ended; the last one's if none did
+            "critic_loss": losses[0],  # Eq. (4)
+            "value": losses[1],  # Q(s, mu(s)), mean over minibatches
+            "seconds": round(run.elapsed(), 3),  # wall clock
+        }])
+        if iteration + 1 in evaluate_at:
+            run.write("eval.csv", evaluate(envs[:-1], [numpy_policy(learner.actor)], args.eps_te, args.eval_domains, step))
+        if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
+            run.save(parts, iteration + 1, finished=iteration + 1 == iterations)
+        progress.show(step, mean_return)
+    (run.path / "buffer.dat").unlink()
+    report(run, title)
+
+
+# ---------------------------------------------------------------------------------------------------------
 # Curves and main
 # ---------------------------------------------------------------------------------------------------------
 
@@ -1071,15 +1407,17 @@ def draw_curves(args):
 
 
 def main():
-    args = parse_args(Args, "PPO for one agent.")
-    check_args(args, domains=1)
+    args = parse_args(Args, "PPO or DDPG for one agent.")
+    check_args(args, domains=1, steps=CYCLE * CYCLES if args.algo == "ddpg" else None)
+    if args.algo == "ddpg":
+        check_ddpg_args(args)
     if args.curves:
         draw_curves(args)
     elif args.seeds:
         make_envs(args, 1)
         run_seeds(args.seeds, args.jobs)
     else:
-        {"ppo": ppo}[args.algo](args)
+        {"ppo": ppo, "ddpg": ddpg}[args.algo](args)
 
 
 if __name__ == "__main__":

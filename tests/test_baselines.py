@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import baselines  # noqa: E402
 from baselines import (  # noqa: E402
-    Adam, Batch, GaussianActor, Rollout, Run, RunningNorm, ValueCritic, bootstrap, clip_norm, discounted_sums,
-    episode_return, episode_returns, evaluate, find_runs, gae, gaussian_log_prob, held_out_domains, numpy_policy, one_vector,
-    parse_args, ppo_gradients, estimate, ppo_loss, prepare, read_csv, rollout, shuffle, smooth, training_curve,
-    value_loss,
+    Adam, Args, Batch, DDPGLearner, GaussianActor, ReplayBuffer, Rollout, Run, RunningNorm, Stream, Transitions,
+    ValueCritic, bootstrap, clip_norm, ddpg_actor_loss, ddpg_critic_loss, ddpg_step, ddpg_targets, ddpg_update,
+    discounted_sums, episode_return, episode_returns, estimate, evaluate, exploration, find_runs, gae,
+    gaussian_log_prob, held_out_domains, numpy_policy, one_vector, parse_args, ppo_gradients, ppo_loss, prepare,
+    read_csv, rollout, shuffle, smooth, training_curve, value_loss,
 )  # fmt: skip
-from randomised_envs import Domain, make_env  # noqa: E402
+from randomised_envs import Domain, make_env, sample_domain  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 torch.set_num_threads(1)
@@ -664,6 +665,227 @@ def test_shuffle_is_a_permutation_cut_into_equal_pieces():
     again = torch.cat([piece.log_probs for piece in shuffle(batch, 4, np.random.default_rng(0))])
     other = torch.cat([piece.log_probs for piece in shuffle(batch, 4, np.random.default_rng(1))])
     assert torch.equal(order, again) and not torch.equal(order, other)
+
+
+# Replay buffer and stream --------------------------------------------------------------------------------
+
+
+def numbered(first, last, width=2 * OBS + ACT + 2):
+    """Rows that know their number."""
+    return np.arange(first, last, dtype=np.float32)[:, None] * np.ones(width, np.float32)
+
+
+def test_the_buffer_remembers_the_latest(tmp_path, monkeypatch):
+    """Against a plain list, through several rounds of its file: length, latest rows in order, what can be drawn."""
+    monkeypatch.setattr(baselines, "SPARE", 7)
+    buffer, everything = ReplayBuffer(tmp_path / "buffer", OBS, ACT, size=20, resuming=False), []
+    rng = np.random.default_rng(0)
+    for number in (5, 7, 1, 7, 6, 7, 3, 7, 7):
+        rows = numbered(len(everything), len(everything) + number)
+        buffer.add(rows)
+        everything += rows.tolist()
+        kept = everything[-20:]
+        assert len(buffer) == len(kept)
+        assert buffer.latest(min(6, len(kept))).tolist() == kept[-6:]
+        drawn = buffer.draw((500, 2), rng)
+        assert drawn.shape == (500, 2, 2 * OBS + ACT + 2)
+        assert {row[0] for row in drawn.reshape(-1, drawn.shape[-1]).tolist()} == {row[0] for row in kept}
+        recent = buffer.draw((300,), rng, among=4)
+        assert {row[0] for row in recent.tolist()} == {row[0] for row in kept[-4:]}
+
+
+def test_rows_written_after_a_checkpoint_do_not_touch_what_it_holds(tmp_path, monkeypatch):
+    """SPARE rows later the process dies; the file, opened again with the checkpoint's count, holds the same rows."""
+    monkeypatch.setattr(baselines, "SPARE", 7)
+    buffer = ReplayBuffer(tmp_path / "buffer", OBS, ACT, size=20, resuming=False)
+    buffer.add(numbered(0, 33))
+    state, before = buffer.state_dict(), buffer.latest(20).copy()
+    buffer.add(numbered(100, 107))
+    again = ReplayBuffer(tmp_path / "buffer", OBS, ACT, size=20, resuming=True)
+    again.load_state_dict(state)
+    assert np.array_equal(again.latest(20), before) and len(again) == 20
+    rngs = np.random.default_rng(3), np.random.default_rng(3)
+    first = again.draw((50,), rngs[0])
+    buffer.load_state_dict(state)
+    assert np.array_equal(first, buffer.draw((50,), rngs[1]))
+
+
+def test_rows_are_split_into_their_columns(tmp_path):
+    buffer = ReplayBuffer(tmp_path / "buffer", OBS, ACT, size=4, resuming=False)
+    row = torch.arange(2.0 * OBS + ACT + 2).repeat(3, 1)
+    batch = buffer.split(row)
+    assert batch.obs[0].tolist() == list(range(OBS)) and batch.actions[0].tolist() == list(range(OBS, OBS + ACT))
+    assert batch.rewards.tolist() == [OBS + ACT] * 3 and batch.terminated.tolist() == [2 * OBS + ACT + 1] * 3
+    assert batch.next_obs[0].tolist() == list(range(OBS + ACT + 1, 2 * OBS + ACT + 1))
+
+
+def stream_of(path, eps=0.3, seed=4):
+    env = make_env("Hopper-v4", eps)
+    return Stream(env, seed, 0, ReplayBuffer(path, 11, 3, size=500, resuming=False))
+
+
+def random_steps(stream, number, seed):
+    noise = np.random.default_rng(seed).uniform(-1, 1, (number, 3)).astype(np.float32)
+    return stream.collect(lambda obs: 0, noise)
+
+
+def test_a_stream_goes_on_to_the_bit_after_its_state_is_restored(tmp_path):
+    """In the middle of an episode in a randomised domain; rows and returns as if nothing had happened."""
+    whole = stream_of(tmp_path / "whole")
+    random_steps(whole, 70, seed=0)
+    state, rows = {"stream": whole.state_dict(), "buffer": whole.buffer.state_dict()}, whole.buffer.latest(70).copy()
+    assert whole.episode > 0 and whole.steps > 3
+    torch.save(state, tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)  # plain numbers only, as a checkpoint needs them
+    after = random_steps(whole, 60, seed=1)
+
+    again = stream_of(tmp_path / "again")
+    again.buffer.add(rows)
+    again.buffer.load_state_dict(state["buffer"])
+    again.load_state_dict(state["stream"])
+    assert again.state_dict() == state["stream"] and again.total == pytest.approx(rows[-again.steps :, 14].sum())
+    resumed = random_steps(again, 60, seed=1)
+    assert np.array_equal(after[0], resumed[0]) and after[1] == resumed[1] and len(after[1]) > 0
+
+
+def test_a_streams_rows_are_what_happened(tmp_path):
+    """Against a loop over the environment: observations, clipped actions, rewards, deaths, finished returns."""
+    stream = stream_of(tmp_path / "buffer", eps=0.0)
+    noise = 3 * np.random.default_rng(5).standard_normal((80, 3)).astype(np.float32)
+    rows, returns = stream.collect(lambda obs: np.float32(0.1), noise)
+    env, episode, expected_returns = make_env("Hopper-v4"), 0, []
+
+    def begin():
+        rng = np.random.default_rng([4, 0, episode, 2])
+        domain = sample_domain(0.0, rng)
+        return env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})[0]
+
+    obs, total = begin(), 0.0
+    for row, each in zip(rows, noise):
+        action = np.clip(each + np.float32(0.1), -1, 1)
+        after, reward, died, _, _ = env.step(action)
+        np.testing.assert_array_equal(row, np.concatenate([obs, action, [reward], after, [died]]).astype(np.float32))
+        obs, total = after, total + reward
+        if died:
+            expected_returns.append(total)
+            episode += 1
+            obs, total = begin(), 0.0
+    assert returns == pytest.approx(expected_returns) and len(returns) > 2
+    assert np.array_equal(rows, stream.buffer.latest(80))
+
+
+def test_a_time_limit_is_not_a_death_in_a_stream(tmp_path):
+    """The episode ends, and its last row says that the robot lives."""
+    env = make_env("HalfCheetah-v4", max_episode_steps=20)
+    stream = Stream(env, 0, 0, ReplayBuffer(tmp_path / "buffer", 17, 6, size=100, resuming=False))
+    rows, returns = stream.collect(lambda obs: 0, np.zeros((50, 6), np.float32))
+    assert len(returns) == 2 and stream.steps == 10 and not rows[:, -1].any()
+    obs, next_obs = rows[:, :17], rows[:, 24:41]
+    follows = (obs[1:] == next_obs[:-1]).all(1)
+    assert np.flatnonzero(~follows).tolist() == [19, 39]
+
+
+# DDPG ----------------------------------------------------------------------------------------------------
+
+
+def ddpg_learner(seed=0):
+    """Outputs that are not near zero, statistics of some data, targets that differ from the networks."""
+    torch.manual_seed(seed)
+    args = Args(compile=False)
+    learner = DDPGLearner(OBS, np.array([1.0, 0.4, 2.0], np.float32), args)
+    with torch.no_grad():
+        for vector in learner.vectors:
+            vector.add_(0.1 * torch.randn_like(vector))
+    learner.actor.norm.absorb(np.random.default_rng(seed).normal(1, 2, (30, OBS)))
+    return learner, args
+
+
+def transitions(steps=12, seed=1):
+    torch.manual_seed(seed)
+    terminated = (torch.arange(steps) % 3 == 0).float()
+    obs, actions, rewards, next_obs = (torch.randn(steps, *shape) for shape in ((OBS,), (ACT,), (), (OBS,)))
+    return Transitions(obs, actions, rewards, next_obs, terminated)
+
+
+def test_ddpg_targets_state_by_state():
+    """r + gamma Q'(s', mu'(s')), and r alone after a death; by the target networks, not the others; no gradient."""
+    learner, _ = ddpg_learner()
+    batch = transitions()
+    targets = ddpg_targets(learner.target_actor, learner.target_critic, batch, 0.9)
+    for n in range(len(targets)):
+        after = batch.next_obs[n : n + 1]
+        future = learner.target_critic(after, learner.target_actor(after)).item()
+        expected = batch.rewards[n].item() + (0 if n % 3 == 0 else 0.9 * future)
+        assert targets[n].item() == pytest.approx(expected, abs=1e-5)
+        assert abs(future - learner.critic(after, learner.actor(after)).item()) > 1e-4
+    assert not targets.requires_grad
+
+
+def test_ddpg_losses():
+    """Mean square error and half the squared weights of the hidden layers, not of the last; minus the critic's opinion."""
+    learner, _ = ddpg_learner()
+    batch, targets = transitions(), torch.randn(12)
+    said = [learner.critic(batch.obs[n : n + 1], batch.actions[n : n + 1]).item() for n in range(12)]
+    error = sum((value - target) ** 2 for value, target in zip(said, targets.tolist())) / 12
+    hidden = [learner.critic.net[i].weight for i in (0, 2, 4)]
+    decay = 0.01 / 2 * sum(value**2 for weight in hidden for value in weight.flatten().tolist())
+    assert ddpg_critic_loss(learner.critic, batch, targets, 0.01).item() == pytest.approx(error + decay, rel=1e-4)
+    values = [learner.critic(batch.obs[n : n + 1], learner.actor(batch.obs[n : n + 1])).item() for n in range(12)]
+    assert ddpg_actor_loss(learner.actor, learner.critic, batch).item() == pytest.approx(-np.mean(values), rel=1e-4)
+
+
+def test_a_ddpg_update_the_ordinary_way():
+    """Three updates against .backward() and torch's Adam on copies; targets move by tau towards the new networks."""
+    learner, args = ddpg_learner()
+    slow_actor, slow_critic, slow_target_actor, slow_target_critic = copy.deepcopy(learner.networks[:4])
+    actor_adam = torch.optim.Adam(slow_actor.parameters(), lr=1e-4)
+    critic_adam = torch.optim.Adam(slow_critic.parameters(), lr=1e-3)
+    start = [vector.detach().clone() for vector in learner.vectors]
+    for seed in range(3):
+        batch = transitions(seed=seed)
+        with torch.no_grad():
+            futures = slow_target_critic(batch.next_obs, slow_target_actor(batch.next_obs))
+            targets = batch.rewards + 0.99 * (1 - batch.terminated) * futures
+        error = ((slow_critic(batch.obs, batch.actions) - targets) ** 2).mean()
+        weights = sum((slow_critic.net[i].weight ** 2).sum() for i in (0, 2, 4))
+        actor_loss = -slow_critic(batch.obs, slow_actor(batch.obs)).mean()
+        for loss, network in ((error + 1e-2 * weights / 2, slow_critic), (actor_loss, slow_actor)):
+            parameters = list(network.parameters())
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, retain_graph=True)):
+                parameter.grad = gradient
+        critic_adam.step()
+        actor_adam.step()
+        with torch.no_grad():
+            for target, network in ((slow_target_actor, slow_actor), (slow_target_critic, slow_critic)):
+                for old, new in zip(target.parameters(), network.parameters()):
+                    old.mul_(0.99).add_(0.01 * new)
+        ddpg_update(learner, batch, ddpg_step, args)
+    slow = slow_actor, slow_critic, slow_target_actor, slow_target_critic
+    for vector, network, before in zip(learner.vectors, slow, start):
+        expected = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+        torch.testing.assert_close(vector.detach(), expected, rtol=0, atol=2e-6)
+        assert (vector - before).abs().max() > 1e-5
+
+
+def test_ddpg_networks_share_one_normaliser():
+    learner, _ = ddpg_learner()
+    assert len({id(network.norm) for network in learner.networks[:4]}) == 1 and learner.actor.norm.clip == 5
+
+
+def test_the_deterministic_policy_in_numpy_is_the_actor():
+    """ReLU, tanh and the reach of the actions."""
+    learner, _ = ddpg_learner()
+    policy = numpy_policy(learner.actor)
+    obs = np.random.default_rng(0).normal(1, 4, (20, OBS))
+    expected = learner.actor(torch.tensor(obs, dtype=torch.float32)).detach().numpy()
+    np.testing.assert_allclose([policy(row) for row in obs], expected, rtol=1e-4, atol=1e-5)
+    assert (np.abs(expected).max(0) <= [1, 0.4, 2]).all() and np.abs(expected[:, 2]).max() > 0.5
+
+
+def test_exploration_is_in_parts_of_the_reach():
+    noise = exploration((20_000,), 0.2, np.array([1.0, 0.4], np.float32), np.random.default_rng(0))
+    np.testing.assert_allclose(noise.std(0), [0.2, 0.08], rtol=0.05)
+    assert np.abs(noise.mean(0)).max() < 0.01 and noise.dtype == np.float32
 
 
 # Command line --------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import baselines  # noqa: E402
+import dpd  # noqa: E402
 import p2pdrl  # noqa: E402
 
 # Half a minute of work is enough to see a run through all that it does.
@@ -28,6 +30,8 @@ TINY = (
     "--env Hopper-v4 --steps-per-iteration 256 --minibatches 4 --epochs 4 --total-steps 2560 --eval-domains 2 "
     "--eps-te 0 0.5 --evaluations 2 --checkpoint-every 2 --no-compile"
 ).split()
+# DDPG writes a row of its log for every 2000 steps of a learner.
+TINY_DDPG = "--env Hopper-v4 --updates 2 --total-steps 8000 --eval-domains 1 --eps-te 0 --evaluations 2 --no-compile".split()
 
 
 def start(script, *arguments, folder):
@@ -140,6 +144,63 @@ def test_the_other_methods_learn_and_report(tmp_path, method):
     assert p2pdrl.steps_of(path) == [256, 512, 1024]
 
 
+def check_off_policy_run(path, out, total, interval, learners, initial):
+    """Rows of both tables, how many steps there were, whose weights moved, and that the buffers' files are gone."""
+    log, evaluation = baselines.read_csv(path / "log.csv"), baselines.read_csv(path / "eval.csv")
+    assert list(np.unique(log["step"])) == list(range(interval * learners, total + 1, interval * learners))
+    assert len(log["step"]) * interval == total and set(log["agent"]) == set(evaluation["agent"]) == set(range(learners))
+    assert set(evaluation["step"]) == {total // 2 // (interval * learners) * interval * learners, total}
+    assert all(np.isfinite(column).all() for table in (log, evaluation) for column in table.values())
+    assert f"{total:,} of {total:,} steps" in out and (path / "figure.png").stat().st_size > 20_000
+    state = torch.load(path / "checkpoint.pt", weights_only=True)["state"]
+    assert sum(part["norm.count"].item() for name, part in state.items() if re.fullmatch(r"actor\d?", name)) == total
+    for name, network in initial.items():
+        moved = weights_moved(path, name, network)
+        assert all(1e-5 < change < 1 for change in moved.values()), (name, moved)
+    assert not list(path.glob("buffer*"))
+    return log, state
+
+
+def test_ddpg_learns_and_reports(tmp_path):
+    """Every weight of both networks and of their targets moves; all steps are taken and counted."""
+    out, _ = run("baselines.py", "--algo", "ddpg", *TINY_DDPG, folder=tmp_path)
+    torch.manual_seed(0)
+    initial = baselines.DDPGLearner(11, np.ones(3, np.float32), baselines.Args()).parts()
+    networks = {name: part for name, part in initial.items() if not name.endswith("adam")}
+    _, state = check_off_policy_run(only_run(tmp_path), out, 8000, 2000, 1, networks)
+    assert state["actor_adam"]["steps"] == state["critic_adam"]["steps"] == 2 * 80
+
+
+@pytest.mark.parametrize("base", ["ddpg", "ppo"])
+@pytest.mark.parametrize("method", ["dpd", "vanilla"])
+def test_dual_policy_distillation_learns_and_reports(tmp_path, base, method):
+    """As many steps in all, whether two learners take them or one; only two teach each other, once for each update."""
+    tiny, total, interval = (TINY_DDPG, 8000, 2000) if base == "ddpg" else (TINY, 2048, 256)
+    out, _ = run("dpd.py", *tiny, "--total-steps", total, "--base", base, "--method", method, folder=tmp_path)
+    path, learners = only_run(tmp_path), 2 if method == "dpd" else 1
+    torch.manual_seed(0)
+    initial = {}
+    for i in range(learners):
+        args = dpd.Args()
+        made = dpd.DDPGLearner(11, np.ones(3, np.float32), args) if base == "ddpg" else dpd.PPOLearner(11, 3, args)
+        parts = made.parts().items()
+        initial |= {f"{name}{i}": part for name, part in parts if not name.endswith(("adam", "reward_scale"))}
+    log, state = check_off_policy_run(path, out, total, interval, learners, initial)
+    iterations = total // learners // interval
+    updates = 2 * 20 * iterations if base == "ddpg" else 4 * 4 * (iterations - 1)  # PPO's first has none
+    for i in range(learners):
+        assert state[f"actor_adam{i}" if base == "ddpg" else f"adam{i}"]["steps"] == updates
+        assert state[f"distillation_adam{i}"]["steps"] == (updates if method == "dpd" else 0)
+    learning = log["step"] > (interval * learners if base == "ppo" else 0)
+    if method == "dpd":
+        assert (log["distillation"][learning] > 1e-9).all() and 0 < log["peer_better"][learning].mean() < 1
+        first, second = (state[f"actor{i}"]["net.0.weight"] for i in (0, 1))
+        assert (first - second).abs().max() > 1e-2  # different from the beginning
+    else:
+        assert not log["distillation"].any() and not log["peer_better"].any()
+    assert dpd.steps_of(path) == [total // 2, total]
+
+
 def test_compiled_gradients_equal_eager_ones(tmp_path):
     """The compiled run takes the same steps as the eager one, up to rounding, for as long as that stays small."""
     short = [*TINY, "--total-steps", 256, "--epochs", 1]
@@ -184,15 +245,21 @@ def test_another_seed_another_run(reference, tmp_path):
     assert results(only_run(tmp_path))[0] != results(reference[0])[0]
 
 
+# Fewer transitions than a learner's steps, or than those between checkpoints: the file is written over several times.
+SHORT_BUFFER = "--buffer-size 1500 --checkpoint-every 1 --updates 2 --total-steps 16000"
+
+
 @pytest.mark.parametrize("script, options, kills", [
     ("p2pdrl.py", "", 3), ("baselines.py", "", 3),
     ("p2pdrl.py", "--method distral --total-steps 1536", 1),
     ("p2pdrl.py", "--method dnc --reset-every 2 --total-steps 1536", 1),
+    ("dpd.py", "--base ppo", 1), ("dpd.py", SHORT_BUFFER, 2), ("baselines.py", "--algo ddpg " + SHORT_BUFFER, 2),
 ])  # fmt: skip
 def test_killed_and_resumed_to_the_bit(tmp_path, script, options, kills):
-    """SIGKILL at random moments, the same command again, until it ends: the same bits as without interruption."""
-    tiny = [*TINY, *options.split()]
-    run(script, *tiny, "--runs", "whole", folder=tmp_path)
+    """SIGKILL at random moments, the same command again, until it ends: the same bits as without interruption, on one
+    thread instead of three."""
+    tiny = [*TINY, *options.split(), "--threads", 3]
+    run(script, *tiny, "--threads", 1, "--runs", "whole", folder=tmp_path)
     kills, moments = int(os.environ.get("KILLS", kills)), random.Random(os.environ.get("KILL_SEED", time.time()))
     waited = []
     for _ in range(kills):
@@ -209,7 +276,49 @@ def test_killed_and_resumed_to_the_bit(tmp_path, script, options, kills):
         {path.name: torch.load(path, weights_only=True) for path in only_run(tmp_path, root).glob("policies-*.pt")}
         for root in ("runs", "whole")
     )
-    assert to_bytes(kept) == to_bytes(whole) and bool(kept) == (script == "p2pdrl.py")
+    assert to_bytes(kept) == to_bytes(whole) and bool(kept) == (script != "baselines.py")
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run of DDPG killed after its second checkpoint, when its buffer has been written over; and its whole twin."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    command = ["--algo", "ddpg", *TINY_DDPG, "--buffer-size", 1500]
+    run("baselines.py", *command, "--runs", "whole", folder=folder)
+    process = start("baselines.py", *command, "--checkpoint-every", 1, folder=folder)
+    until = time.time() + 120
+    while time.time() < until:
+        time.sleep(0.02)
+        checkpoints = list(folder.glob("runs/*/checkpoint.pt"))
+        if checkpoints and torch.load(checkpoints[0], weights_only=True)["iteration"] >= 2:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not torch.load(checkpoints[0], weights_only=True)["finished"]
+    return folder, command
+
+
+def test_resumed_with_checkpoints_at_other_times(interrupted, tmp_path):
+    """When checkpoints are made cannot change a result; not that of a buffer that was written over either."""
+    folder, command = interrupted
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    run("baselines.py", *command, "--checkpoint-every", 3, folder=tmp_path)
+    assert results(only_run(tmp_path))[:2] == results(only_run(folder, "whole"))[:2]
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_damaged_buffer_is_refused(interrupted, tmp_path, damage):
+    """Rather than learning from rows of zeros: one line, status 2, and what is there stays as it is."""
+    folder, command = interrupted
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    buffer = only_run(tmp_path) / "buffer.dat"
+    content = buffer.read_bytes()
+    buffer.unlink()
+    if damage == "short":
+        buffer.write_bytes(content[: len(content) // 2])
+    _, err = run("baselines.py", *command, "--checkpoint-every", 1, folder=tmp_path, status=2)
+    assert len(err.splitlines()) == 1 and "buffer.dat" in err and "--overwrite" in err
+    assert not buffer.exists() if damage == "missing" else buffer.read_bytes() == content[: len(content) // 2]
 
 
 def test_finished_says_so(reference):
@@ -266,6 +375,60 @@ def test_curves_of_the_baselines(tmp_path):
     run("baselines.py", *TINY, "--total-steps", 512, "--seeds", 0, 1, folder=tmp_path)
     out, _ = run("baselines.py", *TINY, "--total-steps", 512, "--curves", folder=tmp_path)
     assert "Hopper-v4 ppo" in out and (tmp_path / "runs" / "curves.png").stat().st_size > 20_000
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A pair that teach each other, and two seeds of one alone, which is evaluated after other numbers of steps."""
+    folder = tmp_path_factory.mktemp("pairs")
+    short = [*TINY_DDPG, "--total-steps", 12_000, "--updates", 1, "--jobs", 1]
+    run("dpd.py", *short, folder=folder)
+    run("dpd.py", *short, "--method", "vanilla", "--seeds", 0, 1, folder=folder)
+    return folder, short
+
+
+@pytest.mark.parametrize("figure", ["2", "3"])
+def test_figures_of_dual_policy_distillation(pairs, figure):
+    folder, short = pairs
+    out, _ = run("dpd.py", *short, "--figure", figure, folder=folder)
+    path = folder / "runs" / f"dpd-figure-{figure}.png"
+    assert str(path.relative_to(folder)) in out and path.stat().st_size > 20_000
+
+
+def test_table_of_dual_policy_distillation(pairs):
+    """Its cells against the runs' files: the last tenth of the log, the best episode, the last evaluation."""
+    folder, short = pairs
+    out, _ = run("dpd.py", *short, "--table", "1", folder=folder)
+    rows = {line.split()[1]: line.split()[2:] for line in out.splitlines() if line.startswith("Hopper-v4")}
+    assert set(rows) == {"dpd", "vanilla"}
+    for method, (seeds, *cells) in rows.items():
+        paths = sorted((folder / "runs").glob(f"dpd-{method}-*"))
+        expected = []
+        for path in paths:
+            log, evaluation = baselines.read_csv(path / "log.csv"), baselines.read_csv(path / "eval.csv")
+            final = evaluation["return"][evaluation["step"] == 12_000]  # one domain: one number for each learner
+            late = log["return"][log["step"] == 12_000]
+            expected.append((late.mean(), log["best_return"].max(), final.mean(), final.max()))
+        assert int(seeds) == len(paths) == (1 if method == "dpd" else 2)
+        for i, column in enumerate(zip(*expected)):
+            mean, sign, deviation = cells[3 * i : 3 * i + 3]
+            assert (int(mean), sign, int(deviation)) == (round(np.mean(column)), "+-", round(np.std(column)))
+
+
+@pytest.mark.parametrize("what", ["--figure 2", "--figure 3", "--table 1"])
+def test_figures_of_dual_policy_distillation_without_runs(tmp_path, what):
+    """The commands that make them, one line that says that there are none, and nothing on disk."""
+    out, err = run("dpd.py", *TINY_DDPG, *what.split(), folder=tmp_path, status=2)
+    for method in ("dpd", "vanilla"):
+        assert f"python dpd.py --env Hopper-v4 --base ddpg --method {method} --total-steps 8000" in out
+    assert len(err.splitlines()) == 1 and not (tmp_path / "runs").exists()
+
+
+def test_figure_3_needs_two_seeds_alone(pairs, tmp_path):
+    folder, short = pairs
+    shutil.copytree(folder / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("*vanilla*seed1"))
+    _, err = run("dpd.py", *short, "--figure", "3", folder=tmp_path, status=2)
+    assert len(err.splitlines()) == 1 and "two seeds of vanilla" in err
 
 
 def test_gif_or_a_clear_line(reference):
@@ -336,7 +499,43 @@ BAD_COHORT = [
 ]
 
 
-CASES = [("baselines.py", *bad) for bad in BAD[:2]] + [("p2pdrl.py", *bad) for bad in BAD + BAD_COHORT]
+BAD_DDPG = [
+    ("--updates 0", "--updates"),
+    ("--batch-size 0", "--batch-size"),
+    ("--buffer-size 0", "--buffer-size"),
+    ("--noise -1", "--noise"),
+    ("--noise nan", "--noise"),
+    ("--warm-up -1", "--warm-up"),
+    ("--tau 0", "--tau"),
+    ("--tau 2", "--tau"),
+    ("--actor-learning-rate 0", "--actor-learning-rate"),
+    ("--critic-learning-rate inf", "--critic-learning-rate"),
+    ("--critic-decay -1", "--critic-decay"),
+]
+BAD_DPD = [
+    ("--alpha -1", "--alpha"),
+    ("--alpha nan", "--alpha"),
+    ("--weighting foo", "foo"),
+    ("--base sac", "sac"),
+    ("--method alone", "alone"),
+    ("--figure 9", "9"),
+    ("--table 2", "2"),
+    ("--figure 3 --base ppo", "DDPG"),
+    ("--total-steps 3999", "less than one iteration"),
+    ("--base ppo --total-steps 4000", "less than one iteration"),
+    ("--env CartPole-v1 --seeds 0 1", "not a MuJoCo environment"),
+]
+BAD_BASELINES = [
+    *BAD[:2],
+    ("--algo sac", "sac"),
+    ("--algo ddpg --total-steps 1999 --steps-per-iteration 512", "less than one iteration"),
+    *((f"--algo ddpg {line}", word) for line, word in (BAD_DDPG[0], BAD_DDPG[6])),
+]
+CASES = [
+    (script, *bad)
+    for script, cases in (("baselines.py", BAD_BASELINES), ("p2pdrl.py", BAD + BAD_COHORT), ("dpd.py", BAD_DDPG + BAD_DPD))
+    for bad in cases
+]
 
 
 @pytest.fixture(scope="module")
@@ -390,9 +589,13 @@ def test_damaged_files(short_run, damage):
     assert (path / name).read_bytes() == left
 
 
-def test_what_is_not_finite_stops_the_run(tmp_path):
+@pytest.mark.parametrize("base", ["ppo", "ddpg"])
+def test_what_is_not_finite_stops_the_run(tmp_path, base):
     """The step and the agent are named, the status is 1, and the last good checkpoint stays."""
-    _, err = run("p2pdrl.py", *TINY, "--learning-rate", 1e29, folder=tmp_path, status=1)
+    script, options = {"ppo": ("p2pdrl.py", [*TINY, "--learning-rate", 1e29])}.get(
+        base, ("dpd.py", [*TINY_DDPG, "--critic-learning-rate", 1e20])
+    )
+    _, err = run(script, *options, folder=tmp_path, status=1)
     assert len(err.splitlines()) == 1 and re.search(r"step \d+, agent [01]: .*not finite", err)
 
 
@@ -400,8 +603,8 @@ def test_what_is_not_finite_stops_the_run(tmp_path):
 
 
 def promised_commands():
-    pattern = r"(?:^ +|/|`)(?:for (\w) in ([^;]+); do )?python (p2pdrl|baselines)\.py (--[^#`\"{;]*)"
-    for page in ("README.md", "p2pdrl.py", "baselines.py"):
+    pattern = r"(?:^ +|/|`)(?:for (\w) in ([^;]+); do )?python (p2pdrl|baselines|dpd)\.py (--[^#`\"{;]*)"
+    for page in ("README.md", "p2pdrl.py", "baselines.py", "dpd.py"):
         for line in (ROOT / page).read_text().splitlines():
             for found in re.finditer(pattern, line):
                 variable, values, script, options = found[1] or "N", (found[2] or "9").split(), found[3], found[4].strip()
@@ -413,6 +616,6 @@ def promised_commands():
 @pytest.mark.parametrize("script, options", list(promised_commands()))
 def test_every_printed_command_parses(monkeypatch, script, options):
     """Each command in the README and the docstrings has options that exist, with values that they take."""
-    module = {"p2pdrl": p2pdrl, "baselines": baselines}[script]
+    module = {"p2pdrl": p2pdrl, "baselines": baselines, "dpd": dpd}[script]
     monkeypatch.setattr(sys, "argv", [script + ".py", *shlex.split(options)])
     assert isinstance(baselines.parse_args(module.Args, ""), module.Args)
