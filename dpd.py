@@ -48,6 +48,7 @@ To use it elsewhere, copy dpd.py, baselines.py and randomised_envs.py.
 
 import copy
 import math
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -682,7 +683,8 @@ def figure_2(args):
         millions(axis)
         axis.set(xlabel="environment steps, all learners", ylabel="training return")
         axis.legend(loc="best")
-    figure.suptitle(f"{args.base}; mean over seeds, +- standard deviation; each curve a mean of 20 rows of the log", fontsize=10)
+    explained = f"{args.base}; mean over seeds, +- standard deviation; each curve a mean of 20 rows of the log"
+    figure.suptitle(textwrap.fill(explained, int(12 * figure.get_figwidth())), fontsize=10)
     return figure
 
 
@@ -752,7 +754,7 @@ def figure_3(args):
         top.set(title=f"{when}, {step:,} steps", xlabel="state", ylabel="Q(s, mu(s))")
         bottom.set(xlabel="state", ylabel="distance between the two learners' actions")
         for axis in (top, bottom):
-            axis.legend(loc="best", fontsize=8)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, fontsize=8)  # below: it covers nothing
     figure.suptitle(f"{args.env}; states of a trained DDPG", fontsize=10)
     return figure
 
