@@ -2,11 +2,12 @@
 
     python baselines.py --algo ppo --env Hopper-v4                     # a million steps, minutes on a laptop
     python baselines.py --algo ppo --env Hopper-v4 --seeds 0 1 2 --jobs 2
+    python baselines.py --algo ddpg --env HalfCheetah-v4 --total-steps 3e5
     python baselines.py --curves                                       # the learning curves of all such runs
 
 Part 1 is what is *not* the algorithms: command line, run folder, rollouts, advantages, evaluation, curves.
 A reader of an algorithm can take it on trust: each piece says in its first line what it does.
-Part 2 is PPO for one agent, written to be read on its own.
+Part 2 is PPO and DDPG for one agent, each written to be read on its own.
 
 PPO: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); equation numbers refer to it.
 
@@ -19,6 +20,13 @@ PPO: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); equation
     L^CLIP = E[min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t)]                                        Eq. (7)
     L^VF   = (V(s_t) - V_t^targ)^2                                                                     Eq. (9)
     A_t    = sum_l (gamma gae_lambda)^l delta_{t+l},  delta_t = r_t + gamma V(s_{t+1}) - V(s_t)   Eq. (11), (12)
+
+DDPG: Lillicrap et al., "Continuous control with deep reinforcement learning" (2016); equation numbers refer to it,
+settings to OpenAI's baselines, but for the noise, which is Gaussian and on the actions.
+
+    actor, critic       | mu(s), Q(s, a)   | (N, act), (N,)
+    target_actor, ...   | mu', Q'          |
+    targets             | y                | (N,)
 
 You should know
 ---------------
@@ -288,6 +296,11 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: np.array([float(row[name]) for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def steps_of(path: Path) -> list[int]:
+    """The steps at which a run kept its policies."""
+    return sorted(int(file.stem.removeprefix("policies-")) for file in path.glob("policies-*.pt"))
 
 
 def find_runs(args, script: str, by: tuple[str, ...]) -> dict[tuple, list[Path]]:
@@ -1075,15 +1088,17 @@ def clip_norm(gradient, max_norm):
     return gradient * (max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
 
 
+def gradient_of(loss, network):
+    """Gradient of a loss by a network's parameters, as one vector."""
+    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
+
+
 def ppo_gradients(actor, critic, batch, clip, max_grad_norm):
     """Gradient of both losses on a minibatch, as one vector, and what the log tells of them."""
     spread = batch.advantages.std() + 1e-8
     batch = batch._replace(advantages=(batch.advantages - batch.advantages.mean()) / spread)
     surrogate, critic_loss = ppo_loss(actor(batch.obs), batch, clip), value_loss(critic, batch)
-    actor_gradient, critic_gradient = (
-        torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
-        for loss, network in ((surrogate, actor), (critic_loss, critic))
-    )
+    actor_gradient, critic_gradient = gradient_of(surrogate, actor), gradient_of(critic_loss, critic)
     told = torch.stack([surrogate, critic_loss, actor.log_std.mean()]).detach()
     return torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)]), told
 
@@ -1286,11 +1301,6 @@ class DDPGLearner:
         """What a checkpoint holds, by name."""
         names = "actor", "critic", "target_actor", "target_critic", "actor_adam", "critic_adam"
         return dict(zip(names, self.networks))
-
-
-def gradient_of(loss, network):
-    """Gradient of a loss by a network's parameters, as one vector."""
-    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
 
 
 def ddpg_step(actor, critic, target_actor, target_critic, actor_adam, critic_adam, vectors, batch, gamma, tau, decay):

@@ -62,7 +62,7 @@ from torch import nn
 from baselines import (
     COLOURS, CYCLE, CYCLES, STYLES, Adam, Progress, ReplayBuffer, Rollout, Run, RunningNorm, Stream, check_args,
     check_ddpg_args, discounted_sums, evaluate, fail, find_runs, gae, make_envs, millions, new_figure,
-    numpy_policy, one_vector, parse_args, read_csv, report, rollout, run_seeds, save_figure, set_up_torch,
+    numpy_policy, one_vector, parse_args, read_csv, report, rollout, run_seeds, save_figure, set_up_torch, steps_of,
     training_curve,
 )
 from randomised_envs import sample_domain
@@ -394,10 +394,7 @@ def ppo_gradients(actor, critic, batch, clip, max_grad_norm):
     spread = batch.advantages.std() + 1e-8
     batch = batch._replace(advantages=(batch.advantages - batch.advantages.mean()) / spread)
     surrogate, critic_loss = ppo_loss(actor(batch.obs), batch, clip), value_loss(critic, batch)
-    actor_gradient, critic_gradient = (
-        torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
-        for loss, network in ((surrogate, actor), (critic_loss, critic))
-    )
+    actor_gradient, critic_gradient = gradient_of(surrogate, actor), gradient_of(critic_loss, critic)
     told = torch.stack([surrogate, critic_loss, actor.log_std.mean()]).detach()
     return torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)]), told
 
@@ -563,7 +560,7 @@ def train_ddpg(args):
                 "peer_better": lessons[1],  # share of the peer's states in which its value is higher
                 "seconds": round(run.elapsed(), 3),  # wall clock
             })
-        finish_iteration(args, run, title, envs[len(learners) :], learners, parts, rows, iteration, iterations, evaluate_at, progress)
+        finish_iteration(args, run, envs[len(learners) :], learners, parts, rows, iteration, iterations, evaluate_at, progress)
     for i in range(len(learners)):
         (run.path / f"buffer{i}.dat").unlink()
     report(run, title)
@@ -622,11 +619,11 @@ def train_ppo(args):
                 "peer_better": lessons[1],  # share of the peer's states in which its value is higher
                 "seconds": round(run.elapsed(), 3),  # wall clock
             })
-        finish_iteration(args, run, title, envs[len(learners) :], learners, parts, rows, iteration, iterations, evaluate_at, progress)
+        finish_iteration(args, run, envs[len(learners) :], learners, parts, rows, iteration, iterations, evaluate_at, progress)
     report(run, title)
 
 
-def finish_iteration(args, run, title, envs, learners, parts, rows, iteration, iterations, evaluate_at, progress):
+def finish_iteration(args, run, envs, learners, parts, rows, iteration, iterations, evaluate_at, progress):
     """Log, evaluate, save and show, where it is time."""
     step = rows[0]["step"]
     run.write("log.csv", rows)
@@ -757,11 +754,6 @@ def figure_3(args):
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, fontsize=8)  # below: it covers nothing
     figure.suptitle(f"{args.env}; states of a trained DDPG", fontsize=10)
     return figure
-
-
-def steps_of(path: Path) -> list[int]:
-    """The steps at which a run kept its networks."""
-    return sorted(int(file.stem.removeprefix("policies-")) for file in path.glob("policies-*.pt"))
 
 
 def draw_figure(args):

@@ -99,7 +99,7 @@ from baselines import (
     CENTRE, COLOURS, COMPARED, FREE_SETTINGS, Adam, Progress, Rollout, Run, RunningNorm, check_args, discounted_sums,
     draw_run, episode_returns, evaluate, fail, find_runs, gae, held_out_domains, make_envs, millions, new_figure,
     numpy_policy, one_vector, parse_args, plot_interval, read_csv, report, rollout, run_seeds, save_figure,
-    set_up_torch, test_curve, test_returns, training_curve,
+    set_up_torch, steps_of, test_curve, test_returns, training_curve,
 )
 from randomised_envs import Domain, sample_domain
 
@@ -574,11 +574,6 @@ def policies_of(path: Path, step: int | None = None) -> list[GaussianActor]:
     except Exception as error:  # whatever a missing or damaged file raises
         fail(f"{path} has no policies to be read, or damaged ones ({type(error).__name__})")
     return actors
-
-
-def steps_of(path: Path) -> list[int]:
-    """The steps at which a run kept its policies."""
-    return sorted(int(file.stem.removeprefix("policies-")) for file in path.glob("policies-*.pt"))
 
 
 def look_up(args, wanted: list[dict]) -> dict[tuple, list[Path]]:
