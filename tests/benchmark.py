@@ -1,6 +1,7 @@
 """How fast is the main job, and where does its time go?
 
-    python tests/benchmark.py                  # about ten minutes; no test, and no threshold: it prints tables
+    python tests/benchmark.py                        # a quarter of an hour; no test, and no threshold: it prints tables
+    python tests/benchmark.py --tables off-policy    # one of them
 
 Everything is measured in one run, because a laptop's speed changes from minute to minute. After each iteration of
 `python p2pdrl.py --env Walker2d-v4` the physics of its rollouts is played again, actions recorded, by as many
@@ -9,7 +10,11 @@ trains on this physics on this machine. Each ratio is the median over iterations
 
 The second table holds the methods of p2pdrl.py, and a cohort of eight, against the main job in the same run.
 
-Where Stable-Baselines3 happens to be installed, its PPO joins at the same batch, minibatches, epochs and networks.
+The third holds the learners with a replay buffer: environment steps per second, updates included. They take turns,
+and each number is the median over the rounds.
+
+Where Stable-Baselines3 happens to be installed, its PPO joins the first table at the same batch, minibatches, epochs
+and networks, its DDPG the third at the same batch, updates for each step, and networks.
 """
 
 import argparse
@@ -88,7 +93,8 @@ def measure_main_job(env_id: str, method: str, agents: int, compiled: bool, iter
     with tempfile.TemporaryDirectory() as folder:
         args = p2pdrl.Args(
             env=env_id, method=method, agents=agents, compile=compiled, total_steps=4096 * (iterations + warm_up),
-            learning_rate=1e-4, threads=os.cpu_count(), runs=folder, evaluations=1, eval_domains=1, eps_te=(0.2,), checkpoint_every=10,
+            learning_rate=1e-4, threads=os.cpu_count(), runs=folder, evaluations=1, eval_domains=1, eps_te=(0.2,),
+            checkpoint_every=10,
         )
         p2pdrl.train(args)
     kept = rows[warm_up:-1]  # the last iteration holds the evaluation
@@ -118,6 +124,55 @@ def measure_stable_baselines(env_id: str, iterations: int) -> dict:
     return {"rate": 4096 * iterations / (time.perf_counter() - began)}
 
 
+def measure_ddpg(learner: str, env_id: str, steps: int, warm_up: int) -> dict:
+    """`baselines.py --algo ddpg` or `dpd.py` on DDPG: environment steps of all learners, after warm-up, by the second."""
+    import baselines
+    import dpd
+
+    marks = []
+
+    class Stopwatch:
+        """Stands in for the progress line, which comes at the end of each iteration."""
+
+        def __init__(self, total, step):
+            pass
+
+        def show(self, step, mean_return):
+            marks.append((step, time.perf_counter()))
+
+    module = {"ddpg": baselines, "dpd": dpd}[learner]
+    module.Progress, module.report = Stopwatch, lambda *arguments: None
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["dpd.py", "--base"] if learner == "dpd" else ["baselines.py", "--algo"]
+        command += ["ddpg", "--env", env_id, "--total-steps", str(warm_up + steps + 4000), "--runs", folder]
+        sys.argv = [*command, *"--evaluations 1 --eval-domains 1 --eps-te 0 --checkpoint-every 5".split()]
+        module.main()
+    kept = [mark for mark in marks[:-1] if mark[0] >= warm_up]  # the last iteration holds the evaluation
+    (first, began), (last, ended) = kept[0], kept[-1]
+    return {"rate": (last - first) / (ended - began)}
+
+
+def measure_stable_baselines_ddpg(env_id: str, steps: int, warm_up: int) -> dict:
+    """Stable-Baselines3's DDPG: 50 updates of 64 transitions for every 100 steps, 64-64-64 ReLU networks."""
+    import torch
+    from stable_baselines3 import DDPG
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    torch.set_num_threads(1)
+    env = make_vec_env(env_id, n_envs=1, seed=0)
+    actions = env.action_space.shape
+    learner = DDPG(
+        "MlpPolicy", env, batch_size=64, train_freq=(100, "step"), gradient_steps=50, learning_starts=1000, tau=0.01,
+        buffer_size=1_000_000, action_noise=NormalActionNoise(np.zeros(actions), np.full(actions, 0.1)),
+        policy_kwargs={"net_arch": [64, 64, 64]}, seed=0, device="cpu",
+    )
+    learner.learn(warm_up)
+    began = time.perf_counter()
+    learner.learn(steps, reset_num_timesteps=False)  # else it would wait for learning_starts again
+    return {"rate": steps / (time.perf_counter() - began)}
+
+
 def in_a_process(arguments: list[str]) -> dict | None:
     """Call this file for one measurement: memory and compilation of one do not touch the next."""
     command = [sys.executable, __file__, *arguments]
@@ -137,20 +192,8 @@ def seconds_to_first_line(env_id: str) -> float:
     return waited
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Measure the speed of the main job.")
-    parser.add_argument("--env", default="Walker2d-v4")
-    parser.add_argument("--agents", type=int, default=2, help="K")
-    parser.add_argument("--method", default="p2pdrl")
-    parser.add_argument("--iterations", type=int, default=40, help="measured, after 5 of warm-up")
-    parser.add_argument("--only", choices=("compiled", "eager", "sb3"), help="one measurement, as JSON")
-    args = parser.parse_args()
-    if args.only == "sb3":
-        return print(json.dumps(measure_stable_baselines(args.env, args.iterations // 4)))
-    if args.only:
-        compiled = args.only == "compiled"
-        return print(json.dumps(measure_main_job(args.env, args.method, args.agents, compiled, args.iterations, warm_up=5)))
-
+def print_main_job(args):
+    """The main job with and without compilation, where its time goes, and Stable-Baselines3's PPO."""
     common = ["--env", args.env, "--agents", str(args.agents), "--iterations", str(args.iterations)]
     print(f"{args.env}, K = {args.agents}, 4096 steps per iteration, {os.cpu_count()} cores\n")
     print(f"start to first progress line, eager: {seconds_to_first_line(args.env):.1f} s\n")
@@ -162,14 +205,18 @@ def main():
             print(f"p2pdrl.py, {name}: failed; see python {Path(__file__).name} --only {name}")
             continue
         parts = "".join(f"{result['seconds'][part]:9.3f}" for part in ("physics", "policy", "update", "rest"))
-        print(f"{'p2pdrl.py, ' + name:24}{result['rate']:9,.0f}{result['floor']:9,.0f}{result['ratio']:8.1%}   {parts}{result['memory']:14.0f} MB")
+        print(f"{'p2pdrl.py, ' + name:24}{result['rate']:9,.0f}{result['floor']:9,.0f}{result['ratio']:8.1%}   ", end="")
+        print(f"{parts}{result['memory']:14.0f} MB")
     other = in_a_process([*common, "--only", "sb3"])
     if other:
         print(f"{'Stable-Baselines3 PPO':24}{other['rate']:9,.0f}")
     else:
         print("Stable-Baselines3 is not installed: not compared")
 
-    print(f"\n{'compiled, 4096 steps':24}{'steps/s':>9}{'of p2pdrl, K = 2':>20}")
+
+def print_methods(args):
+    """The methods of p2pdrl.py, and a cohort of eight, against the main job."""
+    print(f"{'compiled, 4096 steps':24}{'steps/s':>9}{'of p2pdrl, K = 2':>20}")
     main_job = None
     methods = "p2pdrl", "ppo", "distributed-ppo", "self-kl", "distral", "dnc", "p2pdrl"
     for method, agents in zip(methods, (2, 2, 2, 2, 2, 2, 8)):
@@ -180,6 +227,53 @@ def main():
             continue
         main_job = main_job or result
         print(f"{f'{method}, K = {agents}':24}{result['rate']:9,.0f}{result['rate'] / main_job['rate']:20.0%}")
+
+
+def print_off_policy(args):
+    """DDPG and dual policy distillation on it against Stable-Baselines3's DDPG, by turns."""
+    names = {"ddpg": "baselines.py, DDPG", "dpd": "dpd.py, two DDPG", "sb3-ddpg": "Stable-Baselines3 DDPG"}
+    common = ["--env", args.env, "--steps", str(args.steps), "--only"]
+    rounds = [{name: in_a_process([*common, name]) for name in names} for _ in range(args.rounds)]
+    print(f"{f'{args.env}, 50 updates':24}{'steps/s':>9}{'least':>9}{'most':>9}{'of Stable-Baselines3':>24}")
+    for name, label in names.items():
+        if not all(results[name] for results in rounds):
+            print(f"{label}: failed, or not installed; see python {Path(__file__).name} --only {name}")
+            continue
+        rates = [results[name]["rate"] for results in rounds]
+        print(f"{label:24}{np.median(rates):9,.0f}{min(rates):9,.0f}{max(rates):9,.0f}", end="")
+        ratios = [rate / results["sb3-ddpg"]["rate"] for rate, results in zip(rates, rounds) if results["sb3-ddpg"]]
+        print(f"{np.median(ratios):23.2f}x" if ratios else "")
+
+
+TABLES = {"main-job": print_main_job, "methods": print_methods, "off-policy": print_off_policy}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Measure the speed of the main job and of the other learners.")
+    parser.add_argument("--env", default="Walker2d-v4")
+    parser.add_argument("--agents", type=int, default=2, help="K")
+    parser.add_argument("--method", default="p2pdrl")
+    parser.add_argument("--iterations", type=int, default=40, help="measured, after 5 of warm-up")
+    parser.add_argument("--steps", type=int, default=24_000, help="measured of off-policy learners, after 4000 of warm-up")
+    parser.add_argument("--rounds", type=int, default=3, help="of the off-policy table")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which to print; all if not given")
+    choices = "compiled", "eager", "sb3", "ddpg", "dpd", "sb3-ddpg"
+    parser.add_argument("--only", choices=choices, help="one measurement, as JSON")
+    args = parser.parse_args()
+    if args.only == "sb3":
+        result = measure_stable_baselines(args.env, args.iterations // 4)
+    elif args.only == "sb3-ddpg":
+        result = measure_stable_baselines_ddpg(args.env, args.steps, warm_up=4000)
+    elif args.only in ("ddpg", "dpd"):
+        result = measure_ddpg(args.only, args.env, args.steps, warm_up=4000)
+    elif args.only:
+        compiled = args.only == "compiled"
+        result = measure_main_job(args.env, args.method, args.agents, compiled, args.iterations, warm_up=5)
+    if args.only:
+        return print(json.dumps(result))
+    for number, table in enumerate(args.tables):
+        print(end="\n" if number else "")
+        TABLES[table](args)
 
 
 if __name__ == "__main__":
