@@ -3,11 +3,12 @@
     python baselines.py --algo ppo --env Hopper-v4                     # a million steps, minutes on a laptop
     python baselines.py --algo ppo --env Hopper-v4 --seeds 0 1 2 --jobs 2
     python baselines.py --algo ddpg --env HalfCheetah-v4 --total-steps 3e5
+    python baselines.py --algo sac --env Hopper-v4 --total-steps 2e5
     python baselines.py --curves                                       # the learning curves of all such runs
 
 Part 1 is what is *not* the algorithms: command line, run folder, rollouts, advantages, evaluation, curves.
 A reader of an algorithm can take it on trust: each piece says in its first line what it does.
-Part 2 is PPO and DDPG for one agent, each written to be read on its own.
+Part 2 is PPO, DDPG and SAC for one agent, each written to be read on its own.
 
 PPO: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); equation numbers refer to it.
 
@@ -22,11 +23,23 @@ PPO: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); equation
     A_t    = sum_l (gamma gae_lambda)^l delta_{t+l},  delta_t = r_t + gamma V(s_{t+1}) - V(s_t)   Eq. (11), (12)
 
 DDPG: Lillicrap et al., "Continuous control with deep reinforcement learning" (2016); equation numbers refer to it,
-settings to OpenAI's baselines, but for the noise, which is Gaussian and on the actions.
+settings to OpenAI's baselines: layers are normalised, and the exploration is noise on the actor's weights (Plappert et
+al., "Parameter space noise for exploration", 2018). Only the random steps at the beginning are not from there. Without
+normalised layers one seed in four never learned to run, whichever noise it had: the L2 regularisation shrank the
+critic's hidden weights for good. With them all that were tried did. (Noise on weights and on actions were compared
+without them only.)
 
     actor, critic       | mu(s), Q(s, a)   | (N, act), (N,)
     target_actor, ...   | mu', Q'          |
     targets             | y                | (N,)
+
+SAC: Haarnoja et al., "Soft actor-critic algorithms and applications" (2018); equation numbers refer to it.
+
+    actor, critic       | pi(a|s), Q_1, Q_2 | (N, act) mean and log_std before the squash, (2, N)
+    target_critic       | Q'_1, Q'_2        |
+    targets             | y                 | (N,)
+    alpha               | alpha             | (1,) the temperature, what entropy is worth
+    log_probs           | log pi(a|s)       | (N,) of actions in (-1, 1), before they are scaled to the robot's
 
 You should know
 ---------------
@@ -37,7 +50,8 @@ You should know
 * Rewards are divided by the running standard deviation of the discounted return, never shifted: shifting
   would change which behaviour is best wherever episodes can end early.
 * Every random number comes from a generator keyed by (seed, agent, iteration). So a run needs no hidden state
-  to be resumed to the bit, and the number of threads cannot change it.
+  to be resumed to the bit, and the number of threads cannot change it; but for SAC, whose large matrix products
+  torch sums in another order on another number of threads.
 """
 
 import argparse
@@ -59,6 +73,7 @@ import time
 import types
 import typing
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -173,16 +188,18 @@ def versions() -> dict[str, str]:
 class Run:
     """A run's folder on disk. Opening it finds out whether the run is new, to be resumed or finished.
 
-    A checkpoint remembers how long log.csv and eval.csv were when it was written; opening cuts both back to that
-    length. So whatever a killed process wrote after its last checkpoint is gone, and is written again,
-    identically. Everything is written beside its target and renamed over it.
+    A checkpoint remembers how long the logs were when it was written; opening cuts them back to that length. So
+    whatever a killed process wrote after its last checkpoint is gone, and is written again, identically. Everything
+    is written beside its target and renamed over it.
     """
 
-    def __init__(self, args, script: str, method: str):
+    def __init__(self, args, script: str, method: str, logs: tuple[str, ...] = ("log.csv", "eval.csv"), threaded=False):
+        """logs: names of the tables that it writes. threaded: torch works with args.threads threads."""
         self.path = Path(args.runs) / f"{script}-{method}-{args.env}-eps{args.eps_tr:g}-seed{args.seed}"
         self.config = {"script": script, "settings": settings_of(args), "versions": versions()}
         self.state, self.iteration, self.finished, self.seconds = None, 0, False, 0.0
-        self.sizes = {"log.csv": 0, "eval.csv": 0}
+        self.sizes = dict.fromkeys(logs, 0)
+        self.threaded = threaded
         self.overwrite = args.overwrite and (self.path / "config.json").exists()
         if (self.path / "config.json").exists() and not self.overwrite:
             self._compare()
@@ -200,6 +217,8 @@ class Run:
             fail(f"{self.path} has other settings ({differences}): --overwrite it or choose another --runs folder")
         if old.get("versions") != self.config["versions"]:
             print(f"note: {self.path} was begun with other versions of Python or packages; the last bits may differ")
+        if self.threaded and before.get("threads") != now["threads"]:
+            print(f"note: {self.path} was begun with --threads {before.get('threads')}; the last bits may differ")
 
     def _load(self):
         path = self.path / "checkpoint.pt"
@@ -262,7 +281,7 @@ class Run:
         return time.perf_counter() - self.began
 
     def write(self, name: str, rows: list[dict]):
-        """Append rows to log.csv or eval.csv."""
+        """Append rows to one of the logs."""
         file = self.files[name]
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         if file.tell() == 0:
@@ -364,12 +383,12 @@ class Progress:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def set_up_torch(args):
-    """One thread (64-wide networks gain nothing from more), seeded, and the compiler tried once.
+def set_up_torch(args, threads: int = 1):
+    """Seeded, the compiler tried once, and one thread, because 64-wide networks gain nothing from more.
 
     `args.device` is checked; `args.compile` becomes False, with a line that says so, where nothing can compile.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     torch.manual_seed(args.seed)
     try:
         torch.zeros(1, device=args.device)
@@ -458,32 +477,58 @@ class Adam(nn.Module):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def numpy_policy(actor: nn.Module):
-    """A copy of `actor.norm` and `actor.net` as a function obs (obs,) -> mean action (act,), in numpy.
+def numpy_network(net: nn.Sequential):
+    """A copy of linear layers and activations as a function of one vector (inputs,) -> (outputs,) float32, in numpy.
 
-    For a single observation numpy takes 5 us where torch takes 20, and it does not change while it is used.
+    For a single vector numpy takes 3 us where torch takes 18, and the copy does not change while it is used.
     """
+    layers = []
+    for module in net:
+        weights = [parameter.detach().cpu().numpy().copy() for parameter in module.parameters()]
+        if isinstance(module, nn.Linear):
+            layers.append((*weights, []))  # and what is done to its outputs
+        elif isinstance(module, nn.LayerNorm):
+            layers[-1][2].append(partial(layer_norm, weight=weights[0], bias=weights[1], eps=np.float32(module.eps)))
+        else:
+            layers[-1][2].append({nn.Tanh: np.tanh, nn.ReLU: rectify}[type(module)])
+
+    def network(x):
+        for weight, bias, functions in layers:
+            x = weight.dot(x)
+            x += bias
+            for function in functions:
+                function(x, x)
+        return x
+
+    return network
+
+
+def rectify(x, out):
+    """max(x, 0)."""
+    np.maximum(x, np.float32(0), out=out)
+
+
+def layer_norm(x, out, weight, bias, eps):
+    """x less its mean, over its standard deviation, times weight, plus bias."""
+    size = np.float32(len(x))
+    np.subtract(x, x.sum() / size, out=out)
+    out *= weight / np.sqrt(out.dot(out) / size + eps)
+    out += bias
+
+
+def numpy_policy(actor: nn.Module):
+    """A copy of `actor.norm` and `actor.net` as a function obs (obs,) -> mean action (act,), in numpy."""
     mean = actor.norm.mean.cpu().numpy().copy()
     scale = 1 / actor.norm.std().cpu().numpy()
     low, high = np.float64(-actor.norm.clip), np.float64(actor.norm.clip)
-    layers = []
-    for module in actor.net:
-        if isinstance(module, nn.Linear):
-            layers.append([module.weight.detach().cpu().numpy().copy(), module.bias.detach().cpu().numpy().copy(), None])
-        else:
-            layers[-1][2] = {nn.Tanh: np.tanh, nn.ReLU: lambda x, out: np.maximum(x, np.float32(0), out=out)}[type(module)]
+    network = numpy_network(actor.net)
     reach = actor.reach.cpu().numpy().copy() if hasattr(actor, "reach") else None
 
     def policy(obs):
         x = obs - mean
         x *= scale
         np.maximum(x, low, out=x)
-        x = np.minimum(x, high, out=x).astype(np.float32)
-        for weight, bias, activation in layers:
-            x = weight.dot(x)
-            x += bias
-            if activation:
-                activation(x, x)
+        x = network(np.minimum(x, high, out=x).astype(np.float32))
         return x if reach is None else x * reach
 
     return policy
@@ -606,7 +651,11 @@ class ReplayBuffer:
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator, among: int | None = None) -> np.ndarray:
         """Rows (*shape, width), each drawn uniformly from the latest `among`, or from all."""
         number = min(len(self), among or self.size)
-        return self.rows[(self.count - 1 - rng.integers(number, size=shape)) % len(self.rows)]
+        return self.at(rng.integers(number, size=shape))
+
+    def at(self, ages: np.ndarray) -> np.ndarray:
+        """The rows (*ages.shape, width) that were added so many rows ago; 0 is the newest."""
+        return self.rows[(self.count - 1 - ages) % len(self.rows)]
 
     def split(self, rows: torch.Tensor) -> Transitions:
         obs, actions, rewards, next_obs, terminated = rows.split(self.widths, dim=-1)
@@ -644,6 +693,11 @@ class Stream:
         self.obs, self.steps, self.total = obs, self.steps + 1, self.total + float(reward)
         return row, died or out_of_time
 
+    def _next(self):
+        self.episode, self.last_return = self.episode + 1, self.total
+        self._begin()
+        return self.last_return
+
     def collect(self, policy, noise: np.ndarray) -> tuple[np.ndarray, list[float]]:
         """len(noise) steps with actions policy(obs) + noise, into the buffer; the rows, and finished episodes' returns."""
         low, high = self.env.action_space.low, self.env.action_space.high
@@ -652,11 +706,15 @@ class Stream:
             row, over = self._step(np.minimum(np.maximum(policy(self.obs) + each, low), high))
             rows.append(row)
             if over:
-                returns.append(self.total)
-                self.episode, self.last_return = self.episode + 1, self.total
-                self._begin()
+                returns.append(self._next())
         self.buffer.add(np.stack(rows))
         return np.stack(rows), returns
+
+    def step(self, action: np.ndarray) -> float | None:
+        """One step, into the buffer. If it ends the episode, that episode's return; the next one has then begun."""
+        row, over = self._step(np.clip(action, self.env.action_space.low, self.env.action_space.high))
+        self.buffer.add(row[None])
+        return self._next() if over else None
 
     def state_dict(self):
         return {"episode": self.episode, "steps": self.steps, "last_return": self.last_return}
@@ -724,29 +782,42 @@ def evaluate(envs: list[RandomisedEnv], policies: list, eps_te: tuple[float, ...
     ]
 
 
-def check_args(args, domains: int, steps: int | None = None):
+# Limits of settings, checked wherever a script has a setting of that name.
+AT_LEAST_ONE = (
+    "total_steps", "steps_per_iteration", "epochs", "minibatches", "eval_domains", "evaluations", "evaluate_every", "jobs",
+    "checkpoint_every", "updates", "batch_size", "ensemble_size", "interval", "recent", "distill_epochs",
+)
+POSITIVE = "learning_rate", "clip", "max_grad_norm", "actor_learning_rate", "critic_learning_rate", "distill_lr"
+NOT_NEGATIVE = "critic_decay", "noise", "warm_up", "distill_updates"
+FRACTIONS = "gamma", "gae_lambda"
+
+
+def check_args(args, domains: int = 1, steps: int | None = None):
     """Refuse settings that cannot be meant, before anything is made.
 
     domains: how many share an iteration of PPO. steps: of an iteration in all; PPO's if not given.
     """
-    counts = "total_steps steps_per_iteration epochs minibatches eval_domains evaluations jobs checkpoint_every"
-    for name in counts.split():
-        if getattr(args, name) < 1:
-            fail(f"--{name.replace('_', '-')} must be at least 1, but is {getattr(args, name)}")
-    for name in ("learning_rate", "clip", "max_grad_norm"):
-        if not 0 < getattr(args, name) < 1e30:  # more than that single precision cannot work with
-            fail(f"--{name.replace('_', '-')} must be positive and less than 1e30, but is {getattr(args, name)}")
-    for name in ("gamma", "gae_lambda"):
-        if not 0 <= getattr(args, name) <= 1:
-            fail(f"--{name.replace('_', '-')} must lie in [0, 1], but is {getattr(args, name)}")
-    if args.steps_per_iteration % (domains * args.minibatches):
-        fail(f"--steps-per-iteration {args.steps_per_iteration} does not divide by {domains} x {args.minibatches} minibatches")
-    if args.steps_per_iteration // (domains * args.minibatches) < 2:
-        fail("a minibatch needs at least two steps: fewer --minibatches or more --steps-per-iteration")
+    for names, limits, holds in (
+        (AT_LEAST_ONE, "must be at least 1", lambda value: value >= 1),
+        (POSITIVE, "must be positive and less than 1e30", lambda value: 0 < value < 1e30),  # too much for single precision
+        (NOT_NEGATIVE, "must be neither negative nor infinite", lambda value: 0 <= value < math.inf),
+        (FRACTIONS, "must lie in [0, 1]", lambda value: 0 <= value <= 1),
+    ):
+        for name in names:
+            if getattr(args, name, None) is not None and not holds(getattr(args, name)):
+                fail(f"--{name.replace('_', '-')} {limits}, but is {getattr(args, name)}")
+    if hasattr(args, "minibatches"):
+        size = domains * args.minibatches
+        if args.steps_per_iteration % size:
+            parts = f"{domains} x {args.minibatches} minibatches"
+            fail(f"--steps-per-iteration {args.steps_per_iteration} does not divide by {parts}")
+        if args.steps_per_iteration // size < 2:
+            fail("a minibatch needs at least two steps: fewer --minibatches or more --steps-per-iteration")
     steps = steps or args.steps_per_iteration
     if args.total_steps < steps:
         fail(f"--total-steps {args.total_steps} is less than one iteration of {steps}")
-    args.evaluations = min(args.evaluations, args.total_steps // steps)  # at most one for each iteration
+    if hasattr(args, "evaluations"):
+        args.evaluations = min(args.evaluations, args.total_steps // steps)  # at most one for each iteration
     if not args.eps_te:
         fail("--eps-te needs at least one strength")
     if min(args.seed, *args.seeds, 0) < 0 or max(args.seed, *args.seeds, 0) >= HELD_OUT:
@@ -758,21 +829,12 @@ def check_args(args, domains: int, steps: int | None = None):
         fail("--threads must not be negative")
 
 
-def check_ddpg_args(args):
-    """Refuse settings of DDPG that cannot be meant."""
+def check_buffer_args(args, steps: int):
+    """Refuse settings of a replay buffer that cannot be meant. steps: into one buffer, for each row of the log."""
     if args.buffer_size < 1000:  # the present episode must fit
         fail(f"--buffer-size must be at least 1000, but is {args.buffer_size}")
-    if args.checkpoint_every * CYCLE * CYCLES > SPARE:
-        fail(f"--checkpoint-every must be at most {SPARE // (CYCLE * CYCLES)}, but is {args.checkpoint_every}")
-    for name in ("updates", "batch_size"):
-        if getattr(args, name) < 1:
-            fail(f"--{name.replace('_', '-')} must be at least 1, but is {getattr(args, name)}")
-    for name in ("actor_learning_rate", "critic_learning_rate"):
-        if not 0 < getattr(args, name) < 1e30:
-            fail(f"--{name.replace('_', '-')} must be positive and less than 1e30, but is {getattr(args, name)}")
-    for name in ("critic_decay", "noise", "warm_up"):
-        if not 0 <= getattr(args, name) < math.inf:
-            fail(f"--{name.replace('_', '-')} must be neither negative nor infinite, but is {getattr(args, name)}")
+    if args.checkpoint_every * steps > SPARE:
+        fail(f"--checkpoint-every must be at most {SPARE // steps}, but is {args.checkpoint_every}")
     if not 0 < args.tau <= 1:
         fail(f"--tau must lie in (0, 1], but is {args.tau}")
 
@@ -950,33 +1012,40 @@ def draw_run(path: Path, title: str):
 @dataclasses.dataclass
 class Args:
     # what
-    algo: Literal["ppo", "ddpg"] = "ppo"  # the algorithm
+    algo: Literal["ppo", "ddpg", "sac"] = "ppo"  # the algorithm
     env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment
     xml_file: str = ""  # an MJCF file of your own in place of the environment's (v5 environments)
     eps_tr: float = 0.0  # strength of the randomisation in training, in [0, 1]; a new domain for each iteration
     init: Literal["root", "joints"] = "root"  # what randomisation moves as initial position
 
-    # PPO
+    # all
     total_steps: int = 1_000_000  # environment steps
-    steps_per_iteration: int = 2048  # environment steps between updates
+    gamma: float = 0.99  # discount factor
+
+    # PPO and SAC
     learning_rate: float = 3e-4  # Adam's
+
+    # PPO
+    steps_per_iteration: int = 2048  # environment steps between updates
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
     clip: float = 0.2  # of Eq. (7)
-    gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # of Eq. (11)
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
+
+    # DDPG and SAC
+    tau: float | None = None  # of the target networks' way to the networks, at each update; .01 (DDPG) or .005 (SAC)
+    batch_size: int | None = None  # transitions for an update; 64 or 256
+    warm_up: int = 10_000  # steps with random actions at the beginning
+    buffer_size: int = 1_000_000  # transitions that are remembered
 
     # DDPG
     actor_learning_rate: float = 1e-4  # Adam's
     critic_learning_rate: float = 1e-3  # Adam's
     critic_decay: float = 1e-2  # L2 regularisation of the critic's hidden weights
-    tau: float = 0.01  # of the target networks' way to the networks, at each update
-    batch_size: int = 64  # transitions for an update
-    buffer_size: int = 1_000_000  # transitions that are remembered
     updates: int = 50  # for every 100 steps
-    noise: float = 0.1  # standard deviation of the exploration, in parts of the action's range
-    warm_up: int = 1000  # steps with random actions at the beginning
+    exploration: Literal["parameter", "action"] = "parameter"  # noise on the actor's weights, or on its actions
+    noise: float = 0.2  # by how much either changes the actions, root mean square, in parts of their range
 
     # evaluation
     eps_te: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # strengths of the test domains
@@ -996,6 +1065,14 @@ class Args:
 
     # instead of training
     curves: bool = False  # draw the learning curves of the runs that exist, and print their final returns
+
+
+# What is None in Args, by algorithm.
+USUAL = {
+    "ppo": {},
+    "ddpg": {"tau": 0.01, "batch_size": 64},
+    "sac": {"tau": 0.005, "batch_size": 256},
+}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -1219,9 +1296,10 @@ def ppo(args):
 
 
 def relu_network(inputs: int, outputs: int) -> nn.Sequential:
-    """Three hidden layers of 64 ReLU, and last weights so small that the first outputs are near zero."""
+    """Three hidden layers of 64 ReLU, each normalised, and last weights so small that the first outputs are near zero."""
     net = nn.Sequential(
-        nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs)
+        nn.Linear(inputs, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(),
+        nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, outputs),
     )
     nn.init.uniform_(net[-1].weight, -3e-3, 3e-3)
     nn.init.uniform_(net[-1].bias, -3e-3, 3e-3)
@@ -1321,6 +1399,41 @@ def ddpg_update(learner, batch, compiled_step, args):
     return told
 
 
+class ParameterNoise:
+    """Adaptive noise on the actor's weights (Plappert et al. 2018), drawn once for each episode.
+
+    An actor that is perturbed as a whole tries another gait, where noise on each action by itself only trembles.
+    """
+
+    def __init__(self, actor: DeterministicActor, noise: float, key: tuple[int, int]):
+        self.actor, self.noise, self.key = actor, noise, key
+        self.perturbed = copy.deepcopy(actor)
+        self.perturbed.norm = actor.norm
+        self.sigma = noise  # standard deviation of the noise on the weights
+
+    @torch.no_grad()
+    def policy(self, episode: int, obs: np.ndarray):
+        """The actor with this episode's noise, in numpy; the parameters of its layers' normalisation have none.
+
+        Brings sigma nearer to where actions in obs (N, obs) change by as much as they should.
+        """
+        rng = np.random.default_rng([*self.key, episode, 3])
+        for layer, noisy_layer in zip(self.actor.net, self.perturbed.net):
+            for weight, noisy in zip(layer.parameters(), noisy_layer.parameters()):
+                draw = torch.as_tensor(rng.standard_normal(weight.shape, dtype=np.float32), device=weight.device)
+                noisy.copy_(weight + self.sigma * draw * isinstance(layer, nn.Linear))
+        obs = torch.as_tensor(obs, device=self.actor.reach.device)
+        change = (self.perturbed(obs) - self.actor(obs)) / self.actor.reach
+        self.sigma *= 1.01 if change.square().mean().sqrt().item() < self.noise else 1 / 1.01
+        return numpy_policy(self.perturbed)
+
+    def state_dict(self):
+        return {"sigma": self.sigma}
+
+    def load_state_dict(self, state):
+        self.sigma = state["sigma"]
+
+
 def exploration(shape, scale: float, reach: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Gaussian noise for actions, `scale` in parts of their reach."""
     return scale * reach * rng.standard_normal((*shape, len(reach)), dtype=np.float32)
@@ -1346,37 +1459,259 @@ def ddpg(args):
     size = min(args.buffer_size, args.total_steps)
     buffer = ReplayBuffer(run.path / "buffer.dat", obs_size, len(reach), size, resuming=run.state is not None)
     stream = Stream(envs[-1], args.seed, 0, buffer)
-    parts = learner.parts() | {"buffer": buffer, "stream": stream}
+    weight_noise = ParameterNoise(learner.actor, args.noise, (args.seed, 0))
+    parts = learner.parts() | {"buffer": buffer, "stream": stream, "weight_noise": weight_noise}
     first = run.resume(parts, interval)
     progress = Progress(iterations * interval, first * interval)
 
     for iteration in range(first, iterations):
-        told, returns = torch.zeros(2, device=args.device), []
+        told, updates, returns = torch.zeros(2, device=args.device), 0, []
         for cycle in range(CYCLES * iteration, CYCLES * (iteration + 1)):
             rng = np.random.default_rng([args.seed, 0, cycle])
             if cycle * CYCLE < args.warm_up:
                 policy, noise = lambda obs: 0, rng.uniform(-reach, reach, (CYCLE, len(reach))).astype(np.float32)
-            else:
+            elif args.exploration == "action":
                 policy, noise = numpy_policy(learner.actor), exploration((CYCLE,), args.noise, reach, rng)
+            else:
+                policy = weight_noise.policy(stream.episode, buffer.latest(args.batch_size)[:, :obs_size])
+                noise = np.zeros((CYCLE, len(reach)), np.float32)
             rows, finished = stream.collect(policy, noise)
             returns += finished
             learner.actor.norm.absorb(rows[:, :obs_size])
+            if cycle * CYCLE < args.warm_up:
+                continue  # to learn much from random actions alone makes the critic expect too much of others
             drawn = torch.as_tensor(buffer.draw((args.updates, args.batch_size), rng), device=args.device)
             for minibatch in drawn.unbind():
                 told += ddpg_update(learner, buffer.split(minibatch), compiled_step, args)
+            updates += args.updates
             run.check_finite(CYCLE * (cycle + 1), 0, told.tolist(), torch.cat([vector.detach() for vector in learner.vectors]))
         step = (iteration + 1) * interval
-        losses = (told / (CYCLES * args.updates)).tolist()
+        losses = (told / max(updates, 1)).tolist()
         mean_return = float(np.mean(returns)) if returns else stream.last_return
         run.write("log.csv", [{
             "step": step, "agent": 0,
             "return": mean_return, "episodes": len(returns),  # of the episodes that ended; the last one's if none did
-            "critic_loss": losses[0],  # Eq. (4)
+            "critic_loss": losses[0],  # Eq. (4); losses are means over the row's updates, 0 if there were none
             "value": losses[1],  # Q(s, mu(s)), mean over minibatches
             "seconds": round(run.elapsed(), 3),  # wall clock
         }])
         if iteration + 1 in evaluate_at:
             run.write("eval.csv", evaluate(envs[:-1], [numpy_policy(learner.actor)], args.eps_te, args.eval_domains, step))
+        if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
+            run.save(parts, iteration + 1, finished=iteration + 1 == iterations)
+        progress.show(step, mean_return)
+    (run.path / "buffer.dat").unlink()
+    report(run, title)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# SAC: networks
+# ---------------------------------------------------------------------------------------------------------
+
+
+def two_layers(inputs: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers of 256 ReLU."""
+    return nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs))
+
+
+class SquashedActor(nn.Module):
+    """pi(a|s): a = tanh(u) with u ~ Normal(mean(s), std(s)); the robot gets action_scale * a."""
+
+    def __init__(self, obs_size: int, action_scale: np.ndarray):
+        super().__init__()
+        self.net = two_layers(obs_size, 2 * len(action_scale))
+        self.register_buffer("action_scale", torch.as_tensor(action_scale))
+
+    def forward(self, obs):  # (N, obs) -> mean (N, act), log_std (N, act), before the squash
+        mean, log_std = self.net(obs).chunk(2, dim=-1)
+        return mean, log_std.clamp(-20, 2)
+
+
+class TwinCritic(nn.Module):
+    """Q_1(s, a) and Q_2(s, a), which share nothing."""
+
+    def __init__(self, obs_size: int, action_size: int):
+        super().__init__()
+        self.nets = nn.ModuleList([two_layers(obs_size + action_size, 1) for _ in range(2)])
+
+    def forward(self, obs, actions):  # (N, obs), (N, act) -> (2, N)
+        inputs = torch.cat([obs, actions], dim=-1)
+        return torch.stack([net(inputs).squeeze(-1) for net in self.nets])
+
+
+def squashed_policy(actor: SquashedActor):
+    """A copy of the actor as a function obs (obs,), noise (act,) or 0 -> action (act,), in numpy; noise 0: the mode's."""
+    network, scale = numpy_network(actor.net), actor.action_scale.cpu().numpy().copy()
+
+    def policy(obs, noise=0):
+        mean, log_std = np.split(network(obs.astype(np.float32)), 2)
+        if np.any(noise):
+            mean = mean + np.exp(np.clip(log_std, -20, 2)) * noise
+        return scale * np.tanh(mean)
+
+    return policy
+
+
+# ---------------------------------------------------------------------------------------------------------
+# SAC: losses
+# ---------------------------------------------------------------------------------------------------------
+
+
+def squash(policy, noise):                                                                             # App. C
+    """Actions tanh(mean + std * noise) (N, act) in (-1, 1), and their log-probabilities (N,).
+
+    log(1 - tanh(u)^2) is written as 2 (log 2 - u - softplus(-2u)), which is finite wherever tanh(u) rounds to 1.
+    """
+    mean, log_std = policy
+    u = mean + log_std.exp() * noise
+    log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
+    return u.tanh(), (log_normal - log_slope).sum(-1)
+
+
+def sac_targets(actor, target_critic, alpha, batch, noise, gamma):                                     # Eq. (6)
+    """y = r + gamma (min_i Q'_i(s', a') - alpha log pi(a'|s')), and just r where the robot died. (N,)"""
+    actions, log_probs = squash(actor(batch.next_obs), noise)
+    futures = target_critic(batch.next_obs, actor.action_scale * actions).min(0).values - alpha * log_probs
+    assert futures.shape == batch.rewards.shape == batch.terminated.shape
+    return (batch.rewards + gamma * (1 - batch.terminated) * futures).detach()
+
+
+def sac_critic_loss(critic, batch, targets):                                                           # Eq. (5)
+    """Half the mean square error, summed over the two critics."""
+    values = critic(batch.obs, batch.actions)
+    assert values.shape == (2, *targets.shape)
+    return 0.5 * ((values - targets) ** 2).mean(1).sum()
+
+
+def sac_actor_loss(actor, critic, alpha, obs, noise):                                                  # Eq. (9)
+    """Mean of alpha log pi(a|s) - min_i Q_i(s, a) over the actor's own actions, and the log-probabilities (N,)."""
+    actions, log_probs = squash(actor(obs), noise)
+    values = critic(obs, actor.action_scale * actions).min(0).values
+    assert values.shape == log_probs.shape
+    return (alpha * log_probs - values).mean(), log_probs
+
+
+def temperature_loss(log_alpha, log_probs, target_entropy):                                            # Eq. (18)
+    """alpha grows while the entropy -log pi is below its target. Scalar."""
+    return -(log_alpha.exp() * (log_probs.detach() + target_entropy)).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# SAC: update and loop
+# ---------------------------------------------------------------------------------------------------------
+
+
+ROW = 1000  # steps of SAC for each row of the log
+
+
+class SACLearner:
+    """Actor, twin critic, its slowly following target, the temperature, and an Adam for each that learns."""
+
+    def __init__(self, obs_size: int, action_scale: np.ndarray, args):
+        actor, critic = SquashedActor(obs_size, action_scale), TwinCritic(obs_size, len(action_scale))
+        self.actor, self.critic, self.target_critic = actor, critic, copy.deepcopy(critic)
+        self.temperature = nn.ParameterDict({"log_alpha": torch.zeros(1)})
+        networks = self.actor, self.critic, self.target_critic, self.temperature
+        self.vectors = [one_vector(network.to(args.device)) for network in networks]
+        adams = [Adam(self.vectors[i], args.learning_rate) for i in (0, 1, 3)]
+        self.actor_adam, self.critic_adam, self.temperature_adam = adams
+        self.networks = (self.actor, self.critic, self.target_critic, *adams)
+        self.target_entropy = -float(len(action_scale))
+
+    def parts(self) -> dict:
+        """What a checkpoint holds, by name."""
+        names = "actor", "critic", "target_critic", "temperature", "actor_adam", "critic_adam", "temperature_adam"
+        return {name: getattr(self, name) for name in names}
+
+
+def sac_step(
+    actor, critic, target_critic, actor_adam, critic_adam, temperature_adam, vectors, batch, noise, gamma, tau, target_entropy
+):
+    """All four vectors of parameters after one update, and what the log tells. Compiled as one graph.
+
+    All gradients are taken where the parameters are before the update.
+    """
+    alpha = vectors[3].detach().exp()
+    targets = sac_targets(actor, target_critic, alpha, batch, noise[0], gamma)
+    critic_loss = sac_critic_loss(critic, batch, targets)
+    actor_loss, log_probs = sac_actor_loss(actor, critic, alpha, batch.obs, noise[1])
+    alpha_loss = temperature_loss(vectors[3], log_probs, target_entropy)
+    new_actor = actor_adam(vectors[0], gradient_of(actor_loss, actor))
+    new_critic = critic_adam(vectors[1], gradient_of(critic_loss, critic))
+    new_target = vectors[2].detach().lerp(new_critic, tau)
+    new_log_alpha = temperature_adam(vectors[3], torch.autograd.grad(alpha_loss, vectors[3])[0])
+    told = torch.stack([critic_loss, actor_loss, -log_probs.mean(), alpha[0]]).detach()
+    return [new_actor, new_critic, new_target, new_log_alpha], told
+
+
+def sac_update(learner, batch, noise, compiled_step, args):
+    """One step of everything that learns, and of the target critic after it. noise: (2, N, act) standard normal."""
+    settings = args.gamma, args.tau, learner.target_entropy
+    new, told = compiled_step(*learner.networks, learner.vectors, batch, noise, *settings)
+    for vector, value in zip(learner.vectors, new):
+        vector.data.copy_(value)
+    return told
+
+
+def sac_batch(buffer, args, rng: np.random.Generator) -> tuple[Transitions, torch.Tensor]:
+    """A minibatch and the noise that an update needs."""
+    rows = torch.as_tensor(buffer.draw((args.batch_size,), rng), device=args.device)
+    noise = rng.standard_normal((2, args.batch_size, buffer.widths[1]), dtype=np.float32)
+    return buffer.split(rows), torch.as_tensor(noise, device=args.device)
+
+
+def sac(args):
+    """Soft actor-critic: a step in the environment, a step of learning, repeat."""
+    run = Run(args, "baselines", "sac", threaded=True)
+    title = f"sac, {args.env}, eps_tr = {args.eps_tr:g}, seed {args.seed}"
+    if run.finished:
+        print(f"{run.path} is finished: nothing to do (--overwrite starts anew)")
+        return report(run, title)
+    envs = make_envs(args, args.threads + 1)
+    set_up_torch(args, args.threads)
+    compiled_step = torch.compile(sac_step, fullgraph=True, dynamic=False) if args.compile else sac_step
+
+    obs_size, scale = envs[0].observation_space.shape[0], envs[0].action_space.high
+    learner = SACLearner(obs_size, scale, args)
+    iterations = args.total_steps // ROW
+    evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
+    run.make_folder()
+    size = min(args.buffer_size, args.total_steps)
+    buffer = ReplayBuffer(run.path / "buffer.dat", obs_size, len(scale), size, resuming=run.state is not None)
+    stream = Stream(envs[-1], args.seed, 0, buffer)
+    parts = learner.parts() | {"buffer": buffer, "stream": stream}
+    first = run.resume(parts, ROW)
+    progress = Progress(iterations * ROW, first * ROW)
+
+    for iteration in range(first, iterations):
+        acting, rng = (np.random.default_rng([args.seed, 0, iteration, use]) for use in (1, 0))
+        told, updates, returns = torch.zeros(4, device=args.device), 0, []
+        for step in range(ROW * iteration, ROW * (iteration + 1)):
+            if step < args.warm_up:
+                action = acting.uniform(-scale, scale).astype(np.float32)
+            else:
+                action = squashed_policy(learner.actor)(stream.obs, acting.standard_normal(len(scale), dtype=np.float32))
+            finished = stream.step(action)
+            if finished is not None:
+                returns.append(finished)
+            if step >= args.warm_up:
+                told += sac_update(learner, *sac_batch(buffer, args, rng), compiled_step, args)
+                updates += 1
+        step = (iteration + 1) * ROW
+        means = (told / max(updates, 1)).tolist()
+        mean_return = float(np.mean(returns)) if returns else stream.last_return
+        run.check_finite(step, 0, means, torch.cat([vector.detach() for vector in learner.vectors]))
+        run.write("log.csv", [{  # losses are means over the row's updates, 0 if there were none
+            "step": step, "agent": 0,
+            "return": mean_return, "episodes": len(returns),  # of the episodes that ended; the last one's if none did
+            "critic_loss": means[0], "actor_loss": means[1],  # Eq. (5), (9)
+            "entropy": means[2],  # of the squashed policy, in nats
+            "alpha": means[3],  # the temperature
+            "seconds": round(run.elapsed(), 3),  # wall clock
+        }])
+        if iteration + 1 in evaluate_at:
+            run.write("eval.csv", evaluate(envs[:-1], [squashed_policy(learner.actor)], args.eps_te, args.eval_domains, step))
         if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
             run.save(parts, iteration + 1, finished=iteration + 1 == iterations)
         progress.show(step, mean_return)
@@ -1417,17 +1752,21 @@ def draw_curves(args):
 
 
 def main():
-    args = parse_args(Args, "PPO or DDPG for one agent.")
-    check_args(args, domains=1, steps=CYCLE * CYCLES if args.algo == "ddpg" else None)
-    if args.algo == "ddpg":
-        check_ddpg_args(args)
+    args = parse_args(Args, "PPO, DDPG or SAC for one agent.")
+    for name, value in USUAL[args.algo].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    steps = {"ppo": args.steps_per_iteration, "ddpg": CYCLE * CYCLES, "sac": ROW}[args.algo]
+    check_args(args, steps=steps)
+    if args.algo != "ppo":
+        check_buffer_args(args, steps)
     if args.curves:
         draw_curves(args)
     elif args.seeds:
         make_envs(args, 1)
         run_seeds(args.seeds, args.jobs)
     else:
-        {"ppo": ppo, "ddpg": ddpg}[args.algo](args)
+        {"ppo": ppo, "ddpg": ddpg, "sac": sac}[args.algo](args)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ Where this differs from, or completes, the paper
   alone; states from the peer's most recent 1000 steps, normalised by each learner's own statistics.
 * Both learners act at the same time, one thread each; then the first learns, then the second. (In Algorithm 1 the
   second acts after the first has learned; only which of its states are the latest differs by this.)
-* DDPG is that of baselines.py, with Gaussian noise. PPO is that of baselines.py, but for the critic of 64-64-64.
+* DDPG is that of baselines.py, with noise on the actors' weights. PPO is that of baselines.py, but for the critic of 64-64-64.
 * What is counted, plotted and compared is the total of both learners' environment steps.
 * `--eps-tr` trains under domain randomisation, which the paper did not try.
 
@@ -60,8 +60,8 @@ import torch
 from torch import nn
 
 from baselines import (
-    COLOURS, CYCLE, CYCLES, STYLES, Adam, Progress, ReplayBuffer, Rollout, Run, RunningNorm, Stream, check_args,
-    check_ddpg_args, discounted_sums, evaluate, fail, find_runs, gae, make_envs, millions, new_figure,
+    COLOURS, CYCLE, CYCLES, STYLES, Adam, ParameterNoise, Progress, ReplayBuffer, Rollout, Run, RunningNorm, Stream,
+    check_args, check_buffer_args, discounted_sums, evaluate, fail, find_runs, gae, make_envs, millions, new_figure,
     numpy_policy, one_vector, parse_args, read_csv, report, rollout, run_seeds, save_figure, set_up_torch, steps_of,
     training_curve,
 )
@@ -97,8 +97,9 @@ class Args:
     batch_size: int = 64  # transitions for an update
     buffer_size: int = 1_000_000  # transitions that each learner remembers
     updates: int = 50  # for every 100 steps of a learner
-    noise: float = 0.1  # standard deviation of the exploration, in parts of the action's range
-    warm_up: int = 1000  # steps of each learner with random actions at the beginning
+    exploration: Literal["parameter", "action"] = "parameter"  # noise on the actor's weights, or on its actions
+    noise: float = 0.2  # by how much either changes the actions, root mean square, in parts of their range
+    warm_up: int = 10_000  # steps of each learner with random actions at the beginning
 
     # PPO
     steps_per_iteration: int = 2048  # of each learner between updates
@@ -139,9 +140,10 @@ class Args:
 
 
 def relu_network(inputs: int, outputs: int) -> nn.Sequential:
-    """Three hidden layers of 64 ReLU, and last weights so small that the first outputs are near zero."""
+    """Three hidden layers of 64 ReLU, each normalised, and last weights so small that the first outputs are near zero."""
     net = nn.Sequential(
-        nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs)
+        nn.Linear(inputs, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(),
+        nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, outputs),
     )
     nn.init.uniform_(net[-1].weight, -3e-3, 3e-3)
     nn.init.uniform_(net[-1].bias, -3e-3, 3e-3)
@@ -510,10 +512,11 @@ def train_ddpg(args):
         ReplayBuffer(run.path / f"buffer{i}.dat", obs_size, len(reach), size, resuming) for i in range(len(learners))
     ]
     streams = [Stream(env, args.seed, i, buffer) for i, (env, buffer) in enumerate(zip(envs, buffers))]
+    weight_noises = [ParameterNoise(learner.actor, args.noise, (args.seed, i)) for i, learner in enumerate(learners)]
     parts = {}
     for i, learner in enumerate(learners):
         parts |= {f"{name}{i}": part for name, part in learner.parts().items()}
-        parts |= {f"buffer{i}": buffers[i], f"stream{i}": streams[i]}
+        parts |= {f"buffer{i}": buffers[i], f"stream{i}": streams[i], f"weight_noise{i}": weight_noises[i]}
     first = run.resume(parts, interval * len(learners))
     progress = Progress(iterations * interval * len(learners), first * interval * len(learners))
     pool = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -521,19 +524,28 @@ def train_ddpg(args):
     for iteration in range(first, iterations):
         told = [torch.zeros(2, device=args.device) for _ in learners]
         taught = [torch.zeros(2, device=args.device) for _ in learners]
-        returns = [[] for _ in learners]
+        returns, updates = [[] for _ in learners], 0
         for cycle in range(CYCLES * iteration, CYCLES * (iteration + 1)):
             rngs = [np.random.default_rng([args.seed, i, cycle]) for i in range(len(learners))]
             if cycle * CYCLE < args.warm_up:
                 policies = [lambda obs: 0] * len(learners)
                 noises = [rng.uniform(-reach, reach, (CYCLE, len(reach))).astype(np.float32) for rng in rngs]
-            else:
+            elif args.exploration == "action":
                 policies = [numpy_policy(learner.actor) for learner in learners]
                 noises = [exploration((CYCLE,), args.noise, reach, rng) for rng in rngs]
+            else:
+                policies = [
+                    noise.policy(stream.episode, buffer.latest(args.batch_size)[:, :obs_size])
+                    for noise, stream, buffer in zip(weight_noises, streams, buffers)
+                ]
+                noises = [np.zeros((CYCLE, len(reach)), np.float32)] * len(learners)
             collected = list(pool.map(Stream.collect, streams, policies, noises))                 # Alg. 1, lines 3, 6
             for i, (rows, finished) in enumerate(collected):
                 returns[i] += finished
                 learners[i].actor.norm.absorb(rows[:, :obs_size])
+            if cycle * CYCLE < args.warm_up:
+                continue  # as in baselines.py, nothing is learned from random actions alone
+            updates += args.updates
             for i, (learner, buffer, rng) in enumerate(zip(learners, buffers, rngs)):
                 drawn = torch.as_tensor(buffer.draw((args.updates, args.batch_size), rng), device=args.device)
                 if args.method == "dpd":
@@ -549,8 +561,7 @@ def train_ddpg(args):
         step = (iteration + 1) * interval * len(learners)
         rows = []
         for i, (learner, stream) in enumerate(zip(learners, streams)):
-            number = CYCLES * args.updates
-            losses, lessons = (told[i] / number).tolist(), (taught[i] / number).tolist()
+            losses, lessons = (told[i] / max(updates, 1)).tolist(), (taught[i] / max(updates, 1)).tolist()
             ended = returns[i] or [stream.last_return]
             rows.append({
                 "step": step, "agent": i,
@@ -747,7 +758,8 @@ def figure_3(args):
                 top.plot(range(1, 11), state_value(actor, critic, states[:10]), label=f"{name}-{i + 1}", **style)
             distances = (networks[0][0](states) - networks[1][0](states)).norm(dim=1)
             bottom.plot(range(1, 101), distances, color=COLOURS[index], linewidth=0.7, alpha=0.6)
-            bottom.axhline(distances.mean(), color=COLOURS[index], linestyle=STYLES[index], label=f"{name}, mean {distances.mean():.2f}")
+            label = f"{name}, mean {distances.mean():.2f}"
+            bottom.axhline(distances.mean(), color=COLOURS[index], linestyle=STYLES[index], label=label)
         top.set(title=f"{when}, {step:,} steps", xlabel="state", ylabel="Q(s, mu(s))")
         bottom.set(xlabel="state", ylabel="distance between the two learners' actions")
         for axis in (top, bottom):
@@ -771,9 +783,9 @@ def main():
     if not 0 <= args.alpha < math.inf:
         fail("--alpha must neither be negative nor infinite")
     interval = CYCLE * CYCLES if args.base == "ddpg" else args.steps_per_iteration
-    check_args(args, domains=1, steps=interval * (2 if args.method == "dpd" else 1))
+    check_args(args, steps=interval * (2 if args.method == "dpd" else 1))
     if args.base == "ddpg":
-        check_ddpg_args(args)
+        check_buffer_args(args, interval)
     if args.table:
         table_1(args)
     elif args.figure:

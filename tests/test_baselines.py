@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import baselines  # noqa: E402
 from baselines import (  # noqa: E402
-    Adam, Args, Batch, DDPGLearner, GaussianActor, ReplayBuffer, Rollout, Run, RunningNorm, Stream, Transitions,
+    Adam, Args, Batch, DDPGLearner, GaussianActor, ReplayBuffer, Rollout, Run, RunningNorm, SACLearner, Stream, Transitions,
     ValueCritic, bootstrap, clip_norm, ddpg_actor_loss, ddpg_critic_loss, ddpg_step, ddpg_targets, ddpg_update,
     discounted_sums, episode_return, episode_returns, estimate, evaluate, exploration, find_runs, gae,
     gaussian_log_prob, held_out_domains, numpy_policy, one_vector, parse_args, ppo_gradients, ppo_loss, prepare,
@@ -791,7 +791,7 @@ def test_a_time_limit_is_not_a_death_in_a_stream(tmp_path):
 def ddpg_learner(seed=0):
     """Outputs that are not near zero, statistics of some data, targets that differ from the networks."""
     torch.manual_seed(seed)
-    args = Args(compile=False)
+    args = Args(compile=False, **baselines.USUAL["ddpg"])
     learner = DDPGLearner(OBS, np.array([1.0, 0.4, 2.0], np.float32), args)
     with torch.no_grad():
         for vector in learner.vectors:
@@ -827,7 +827,7 @@ def test_ddpg_losses():
     batch, targets = transitions(), torch.randn(12)
     said = [learner.critic(batch.obs[n : n + 1], batch.actions[n : n + 1]).item() for n in range(12)]
     error = sum((value - target) ** 2 for value, target in zip(said, targets.tolist())) / 12
-    hidden = [learner.critic.net[i].weight for i in (0, 2, 4)]
+    hidden = [learner.critic.net[i].weight for i in (0, 3, 6)]
     decay = 0.01 / 2 * sum(value**2 for weight in hidden for value in weight.flatten().tolist())
     assert ddpg_critic_loss(learner.critic, batch, targets, 0.01).item() == pytest.approx(error + decay, rel=1e-4)
     values = [learner.critic(batch.obs[n : n + 1], learner.actor(batch.obs[n : n + 1])).item() for n in range(12)]
@@ -847,7 +847,7 @@ def test_a_ddpg_update_the_ordinary_way():
             futures = slow_target_critic(batch.next_obs, slow_target_actor(batch.next_obs))
             targets = batch.rewards + 0.99 * (1 - batch.terminated) * futures
         error = ((slow_critic(batch.obs, batch.actions) - targets) ** 2).mean()
-        weights = sum((slow_critic.net[i].weight ** 2).sum() for i in (0, 2, 4))
+        weights = sum((slow_critic.net[i].weight ** 2).sum() for i in (0, 3, 6))
         actor_loss = -slow_critic(batch.obs, slow_actor(batch.obs)).mean()
         for loss, network in ((error + 1e-2 * weights / 2, slow_critic), (actor_loss, slow_actor)):
             parameters = list(network.parameters())
@@ -886,6 +886,50 @@ def test_exploration_is_in_parts_of_the_reach():
     noise = exploration((20_000,), 0.2, np.array([1.0, 0.4], np.float32), np.random.default_rng(0))
     np.testing.assert_allclose(noise.std(0), [0.2, 0.08], rtol=0.05)
     assert np.abs(noise.mean(0)).max() < 0.01 and noise.dtype == np.float32
+
+
+def test_noise_on_weights_is_the_episodes_own_and_spares_normalised_layers():
+    """Each linear parameter is the actor's present one plus sigma times what the episode's generator draws, in order."""
+    learner, _ = ddpg_learner()
+    obs = np.random.default_rng(0).normal(1, 2, (30, OBS)).astype(np.float32)
+    noise = baselines.ParameterNoise(learner.actor, 0.2, (7, 1))
+    noise.sigma = 0.3
+    policy = noise.policy(5, obs)
+    rng = np.random.default_rng([7, 1, 5, 3])
+    for name, weight in learner.actor.net.named_parameters():
+        draw = rng.standard_normal(weight.shape, dtype=np.float32)
+        scale = 0 if int(name.split(".")[0]) in (1, 4, 7) else 0.3
+        noisy = dict(noise.perturbed.net.named_parameters())[name]
+        np.testing.assert_allclose(noisy.detach().numpy(), weight.detach().numpy() + scale * draw, rtol=0, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(policy(obs[0])), noise.perturbed(torch.tensor(obs[:1]))[0].detach())
+    noise.sigma = 0.3
+    assert (noise.policy(5, obs)(obs[0]) == policy(obs[0])).all()
+    noise.sigma = 0.3
+    assert np.abs(noise.policy(6, obs)(obs[0]) - policy(obs[0])).max() > 0.01
+    noise.sigma = 0.0
+    np.testing.assert_allclose(noise.policy(6, obs)(obs[0]), numpy_policy(learner.actor)(obs[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.001, 1.0])
+def test_noise_on_weights_adapts_to_the_change_of_actions(sigma):
+    """From too little and from too much, one per cent for each call, to the root mean square change that is asked for."""
+    learner, _ = ddpg_learner()
+    obs = np.random.default_rng(0).normal(1, 2, (30, OBS)).astype(np.float32)
+    noise = baselines.ParameterNoise(learner.actor, 0.2, (0, 0))
+    noise.sigma = sigma
+    noise.policy(0, obs)
+    assert noise.sigma == pytest.approx(sigma * 1.01 if sigma < 0.1 else sigma / 1.01)
+    for episode in range(1, 900):
+        noise.policy(episode, obs)
+    changes = []
+    for episode in range(100):
+        policy = noise.policy(episode, obs)
+        mean = learner.actor(torch.tensor(obs)).detach().numpy()
+        changes.append((np.array([policy(row) for row in obs]) - mean) / [1, 0.4, 2])
+    assert np.median([np.sqrt((change**2).mean()) for change in changes]) == pytest.approx(0.2, rel=0.15)
+    again = baselines.ParameterNoise(learner.actor, 0.2, (0, 0))
+    again.load_state_dict(noise.state_dict())
+    assert again.sigma == noise.sigma
 
 
 # Command line --------------------------------------------------------------------------------------------
@@ -1371,3 +1415,446 @@ def test_a_figure_is_closed_once_it_is_saved(tmp_path):
     baselines.save_figure(figure, tmp_path / "new" / "figure.png")
     assert len(axes) == 4 and (tmp_path / "new" / "figure.png").stat().st_size > 1000
     assert plt.get_fignums() == []
+
+
+# SAC -----------------------------------------------------------------------------------------------------
+
+SCALE = np.array([1.0, 0.4, 2.0], np.float32)
+
+
+def sac_learner(seed=0):
+    """Outputs that are not near zero, a target that differs from the critic, a temperature that is not one."""
+    torch.manual_seed(seed)
+    args = Args(compile=False, **baselines.USUAL["sac"])
+    learner = SACLearner(OBS, SCALE, args)
+    with torch.no_grad():
+        for vector in learner.vectors[:3]:
+            vector.add_(0.03 * torch.randn_like(vector))
+        learner.temperature["log_alpha"].fill_(-0.5)
+    return learner, args
+
+
+def tanh_normal(mean, log_std):
+    """The squashed policy as torch has it; in float64 exact for what is not too near the edges."""
+    base = torch.distributions.Normal(mean.double(), log_std.double().exp())
+    return torch.distributions.TransformedDistribution(base, torch.distributions.TanhTransform(cache_size=1))
+
+
+def slow_sample(actor, obs, noise):
+    """Action in (-1, 1) and its log-probability for one observation (obs,) and noise (act,), in float64."""
+    with torch.no_grad():
+        out = actor.net(obs[None])[0].double()
+    mean, log_std = out[:ACT], out[ACT:]
+    assert -20 < log_std.min() and log_std.max() < 2
+    distribution = tanh_normal(mean, log_std)
+    action = distribution.transforms[0](mean + log_std.exp() * noise.double())
+    return action, distribution.log_prob(action).sum().item()
+
+
+def slow_minimum(critic, obs, action):
+    """The smaller one of both values of one observation and of an action in (-1, 1), and which it is."""
+    inputs = torch.cat([obs, action.float() * torch.tensor(SCALE)])[None]
+    values = [net(inputs).item() for net in critic.nets]
+    return min(values), int(np.argmin(values))
+
+
+def test_sac_networks_are_the_papers():
+    """Two hidden layers of 256, no normaliser, twin critics that differ, a target that begins as the critic, alpha 1."""
+    learner = SACLearner(OBS, SCALE, Args(**baselines.USUAL["sac"]))
+    nets = learner.actor.net, *learner.critic.nets
+    sizes = [[layer.out_features for layer in net if isinstance(layer, nn.Linear)] for net in nets]
+    assert sizes == [[256, 256, 2 * ACT], [256, 256, 1], [256, 256, 1]]
+    assert not any(isinstance(module, RunningNorm) for module in learner.actor.modules())
+    first, second = learner.critic.nets
+    assert not torch.equal(first[0].weight, second[0].weight)
+    _, critic, target, _ = learner.vectors
+    assert torch.equal(critic, target) and critic.data_ptr() != target.data_ptr()
+    assert learner.temperature["log_alpha"].item() == 0 and learner.target_entropy == -ACT
+    assert (Args.learning_rate, Args.gamma, Args.buffer_size) == (3e-4, 0.99, 1_000_000)
+    usual = Args(**baselines.USUAL["sac"])
+    assert (usual.tau, usual.batch_size, usual.warm_up) == (0.005, 256, 10_000)
+    adams = learner.actor_adam, learner.critic_adam, learner.temperature_adam
+    assert all(adam.learning_rate == 3e-4 and adam.eps == 1e-8 for adam in adams)
+
+
+def test_log_std_is_clamped():
+    """To [-20, 2], whatever the network says."""
+    learner, _ = sac_learner()
+    with torch.no_grad():
+        learner.actor.net[-1].bias[ACT:] = torch.tensor([-1e3, 1e3, 0.5])
+    mean, log_std = learner.actor(torch.randn(4, OBS))
+    assert mean.shape == log_std.shape == (4, ACT) and mean.abs().max() < 10
+    assert (log_std[:, 0] == -20).all() and (log_std[:, 1] == 2).all() and (log_std[:, 2].abs() < 2).all()
+
+
+def test_squashed_actions_and_their_log_probabilities():
+    """Against torch's TransformedDistribution in float64, in float64 and in single precision."""
+    torch.manual_seed(0)
+    mean, log_std, noise = torch.randn(3, 200, ACT, dtype=torch.float64)
+    actions, log_probs = baselines.squash((mean, log_std.clamp(max=0.5)), noise)
+    distribution = tanh_normal(mean, log_std.clamp(max=0.5))
+    expected = distribution.transforms[0](mean + distribution.base_dist.scale * noise)
+    torch.testing.assert_close(actions, expected)
+    torch.testing.assert_close(log_probs, distribution.log_prob(expected).sum(-1), rtol=1e-9, atol=1e-9)
+    single = baselines.squash((mean.float(), log_std.clamp(max=0.5).float()), noise.float())
+    torch.testing.assert_close(single[1].double(), log_probs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mean", [-50.0, -8.0, 0.0, 8.0, 50.0])
+@pytest.mark.parametrize("log_std", [-20.0, 2.0])
+def test_log_probabilities_at_the_edges(mean, log_std):
+    """Finite with finite gradients; far out, where 1 - tanh(u)^2 is 4 exp(-2 |u|), they are what that says."""
+    policy = [torch.full((5, 1), value, requires_grad=True) for value in (mean, log_std)]
+    noise = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0])[:, None]
+    actions, log_probs = baselines.squash(policy, noise)
+    gradients = torch.autograd.grad(log_probs.sum(), policy)
+    assert all(tensor.isfinite().all() for tensor in (actions, log_probs, *gradients)) and actions.abs().max() <= 1
+    u = mean + math.exp(log_std) * noise[:, 0].double()
+    expected = -noise[:, 0].double() ** 2 / 2 - log_std - math.log(2 * math.pi) / 2 + 2 * u.abs() - math.log(4)
+    far = u.abs() > 5
+    torch.testing.assert_close(log_probs.double()[far], expected[far], rtol=1e-4, atol=1e-4)
+    assert far.any() or (mean, log_std) == (0.0, -20.0)
+
+
+@pytest.mark.parametrize(("mean", "log_std"), [(0.7, -0.3), (-1.5, 0.4), (0.0, -3.0)])
+def test_the_squashed_density_integrates_to_one(mean, log_std):
+    """Over (-1, 1), and its mean is that of samples."""
+    a = torch.linspace(-1, 1, 400_003, dtype=torch.float64)[1:-1, None]
+    policy = torch.tensor([[mean]], dtype=torch.float64), torch.tensor([[log_std]], dtype=torch.float64)
+    actions, log_probs = baselines.squash(policy, (a.atanh() - mean) / math.exp(log_std))
+    torch.testing.assert_close(actions, a)
+    density = log_probs.exp()
+    assert torch.trapezoid(density, a[:, 0]).item() == pytest.approx(1, abs=1e-3)
+    noise = torch.as_tensor(np.random.default_rng(0).standard_normal((40_000, 1)))
+    sampled, _ = baselines.squash(policy, noise)
+    assert sampled.mean().item() == pytest.approx(torch.trapezoid(density * a[:, 0], a[:, 0]).item(), abs=0.01)
+
+
+def test_the_squashed_policy_in_numpy_is_the_actor():
+    """With noise and without, from raw observations, times the scale of the actions; log_std clamped; a snapshot."""
+    learner, _ = sac_learner()
+    with torch.no_grad():
+        learner.actor.net[-1].bias[ACT:] = torch.tensor([-30.0, 5.0, 0.3])
+    policy, rng = baselines.squashed_policy(learner.actor), np.random.default_rng(0)
+    obs, noise = rng.normal(1, 2, (40, OBS)), rng.standard_normal((40, ACT)).astype(np.float32)
+    noise[:5, :2] = 0
+    for each in (noise, np.zeros_like(noise)):
+        with torch.no_grad():
+            actions, _ = baselines.squash(learner.actor(torch.tensor(obs, dtype=torch.float32)), torch.tensor(each))
+        expected = (actions * torch.tensor(SCALE)).numpy()
+        said = [policy(row, noise) for row, noise in zip(obs, each)]
+        np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-5)
+        assert said[0].dtype == np.float32 and expected[:, 2].std() > 0.2
+    np.testing.assert_array_equal(policy(obs[0]), said[0])
+    with torch.no_grad():
+        learner.vectors[0].add_(0.1)
+    np.testing.assert_array_equal(policy(obs[0]), said[0])
+
+
+def test_sac_targets_sample_by_sample():
+    """Eq. (6): r + gamma (smaller target value - alpha log pi), and r alone after a death; no gradient.
+
+    By the target critic and the present actor; where the episode was cut but nobody died, the future counts.
+    """
+    learner, _ = sac_learner()
+    batch, alpha, noise = transitions(), torch.tensor([0.3]), torch.randn(12, ACT)
+    targets = baselines.sac_targets(learner.actor, learner.target_critic, alpha, batch, noise, 0.9)
+    smaller = set()
+    for n in range(len(targets)):
+        action, log_prob = slow_sample(learner.actor, batch.next_obs[n], noise[n])
+        value, which = slow_minimum(learner.target_critic, batch.next_obs[n], action)
+        future = value - 0.3 * log_prob
+        expected = batch.rewards[n].item() + (0 if n % 3 == 0 else 0.9 * future)
+        assert targets[n].item() == pytest.approx(expected, abs=1e-4)
+        assert abs(value - slow_minimum(learner.critic, batch.next_obs[n], action)[0]) > 1e-3
+        smaller.add(which)
+    assert smaller == {0, 1} and not targets.requires_grad
+
+
+def test_sac_critic_loss():
+    """Eq. (5): for each critic half the mean square error, both added."""
+    learner, _ = sac_learner()
+    batch, targets = transitions(), torch.randn(12)
+    expected = 0.0
+    for net in learner.critic.nets:
+        errors = [net(torch.cat([batch.obs[n], batch.actions[n]])[None]).item() - targets[n].item() for n in range(12)]
+        expected += 0.5 * np.mean(np.square(errors))
+    assert baselines.sac_critic_loss(learner.critic, batch, targets).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_sac_actor_loss():
+    """Eq. (9): mean of alpha log pi - the smaller value, for each sample of its own; gradients by finite differences."""
+    learner, _ = sac_learner()
+    obs, noise, alpha = torch.randn(12, OBS), torch.randn(12, ACT), torch.tensor([0.3])
+    loss, log_probs = baselines.sac_actor_loss(learner.actor, learner.critic, alpha, obs, noise)
+    terms, smaller = [], set()
+    for n in range(12):
+        action, log_prob = slow_sample(learner.actor, obs[n], noise[n])
+        value, which = slow_minimum(learner.critic, obs[n], action)
+        terms.append(0.3 * log_prob - value)
+        assert log_probs[n].item() == pytest.approx(log_prob, abs=1e-3)
+        smaller.add(which)
+    assert loss.item() == pytest.approx(np.mean(terms), abs=1e-4) and smaller == {0, 1}
+
+    actor, critic = copy.deepcopy(learner.actor).double(), copy.deepcopy(learner.critic).double()
+    obs, noise, alpha = obs.double(), noise.double(), alpha.double()
+    baselines.sac_actor_loss(actor, critic, alpha, obs, noise)[0].backward()
+    last, first = actor.net[-1].bias, actor.net[0].weight
+    for parameter, index in ((last, 1), (last, 4), (first, 17), (actor.net[2].weight, 300)):
+        slope = finite_difference(lambda: baselines.sac_actor_loss(actor, critic, alpha, obs, noise)[0], parameter, index)
+        assert parameter.grad.view(-1)[index].item() == pytest.approx(slope, rel=1e-4, abs=1e-8) and slope != 0
+
+
+def test_temperature_loss():
+    """Eq. (18): its gradient by finite differences; alpha falls while the entropy is above the target, else it rises."""
+    log_alpha = torch.tensor([-0.7], dtype=torch.float64, requires_grad=True)
+    log_probs = torch.tensor([1.0, 2.5, -0.5], dtype=torch.float64, requires_grad=True)
+    for target, entropy_is in ((-3.0, "above"), (1.0, "below")):
+        loss = baselines.temperature_loss(log_alpha, log_probs, target)
+        assert loss.item() == pytest.approx(np.mean([math.exp(-0.7) * (-value - target) for value in (1.0, 2.5, -0.5)]))
+        (slope,) = torch.autograd.grad(loss, log_alpha)
+        expected = finite_difference(lambda: baselines.temperature_loss(log_alpha, log_probs, target), log_alpha, 0)
+        assert slope.item() == pytest.approx(expected, rel=1e-6)
+        assert slope.item() > 0 if entropy_is == "above" else slope.item() < 0
+    with pytest.raises(RuntimeError, match="not have been used"):
+        torch.autograd.grad(baselines.temperature_loss(log_alpha, log_probs, 1.0), log_probs)
+
+
+def test_a_sac_update_the_ordinary_way():
+    """Four updates against torch's Adam on separate modules in float64: actor, critic, target, temperature, the log.
+
+    All gradients are those at the old parameters; the target moves by tau towards the new critic.
+    """
+    learner, args = sac_learner()
+    actor, critic, target = (copy.deepcopy(network).double() for network in learner.networks[:3])
+    log_alpha = torch.full((1,), -0.5, dtype=torch.float64, requires_grad=True)
+    adams = [torch.optim.Adam(group, lr=3e-4) for group in (actor.parameters(), critic.parameters(), [log_alpha])]
+    start = [vector.detach().clone() for vector in learner.vectors]
+    scale = torch.tensor(SCALE).double()
+
+    def sample(obs, noise):
+        mean, log_std = actor.net(obs).chunk(2, -1)
+        distribution = tanh_normal(mean, log_std)
+        action = distribution.transforms[0](mean + log_std.exp() * noise)
+        return action * scale, distribution.log_prob(action).sum(-1)
+
+    def both(network, obs, actions):
+        return [net(torch.cat([obs, actions], -1)).squeeze(-1) for net in network.nets]
+
+    for seed in range(4):
+        single, noise = transitions(steps=16, seed=seed), torch.randn(2, 16, ACT, generator=torch.Generator().manual_seed(seed))
+        batch = Transitions(*(column.double() for column in single))
+        alpha = log_alpha.detach().exp()
+        with torch.no_grad():
+            actions, log_probs = sample(batch.next_obs, noise[0].double())
+            futures = torch.minimum(*both(target, batch.next_obs, actions)) - alpha * log_probs
+            targets = batch.rewards + 0.99 * (1 - batch.terminated) * futures
+        critic_loss = sum(nn.functional.mse_loss(values, targets) / 2 for values in both(critic, batch.obs, batch.actions))
+        actions, log_probs = sample(batch.obs, noise[1].double())
+        actor_loss = (alpha * log_probs - torch.minimum(*both(critic, batch.obs, actions))).mean()
+        alpha_loss = (-log_alpha.exp() * (log_probs.detach() - ACT)).mean()
+        for loss, adam in zip((actor_loss, critic_loss, alpha_loss), adams):
+            parameters = adam.param_groups[0]["params"]
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, retain_graph=True)):
+                parameter.grad = gradient
+        for adam in adams:
+            adam.step()
+        with torch.no_grad():
+            for old, new in zip(target.parameters(), critic.parameters()):
+                old.mul_(0.995).add_(0.005 * new)
+        told = baselines.sac_update(learner, single, noise, baselines.sac_step, args)
+        expected = [critic_loss.item(), actor_loss.item(), -log_probs.mean().item(), alpha.item()]
+        assert told.tolist() == pytest.approx(expected, rel=1e-3)
+    slow = [torch.cat([p.detach().flatten() for p in network.parameters()]) for network in (actor, critic, target)]
+    near, far = (2e-6, 2e-6, 1e-7, 2e-6), (1e-3, 1e-3, 1e-5, 1e-3)
+    for vector, expected, before, atol, moved in zip(learner.vectors, [*slow, log_alpha.detach()], start, near, far):
+        torch.testing.assert_close(vector.detach().double(), expected, rtol=0, atol=atol)
+        assert (vector - before).abs().max() > moved
+    for network in learner.networks[:3]:
+        assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_sac_update_goes_along_its_own_gradients_only():
+    """With plain gradient steps in Adam's place: the critic feels nothing of the actor's loss, nor the other way round."""
+    learner, args = sac_learner()
+    batch, noise, alpha = transitions(), torch.randn(2, 12, ACT), torch.tensor(-0.5).exp()
+
+    def plain(vector, gradient):
+        return vector.detach() - gradient
+
+    targets = baselines.sac_targets(learner.actor, learner.target_critic, alpha, batch, noise[0], 0.99)
+    loss, log_probs = baselines.sac_actor_loss(learner.actor, learner.critic, alpha, batch.obs, noise[1])
+    losses = loss, baselines.sac_critic_loss(learner.critic, batch, targets)
+    new, _ = baselines.sac_step(*learner.networks[:3], plain, plain, plain, learner.vectors, batch, noise, 0.99, 0.005, -3.0)
+    for vector, moved, network, loss in zip(learner.vectors, new, learner.networks, losses):
+        network.zero_grad()
+        loss.backward(retain_graph=True, inputs=list(network.parameters()))
+        gradient = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+        torch.testing.assert_close(vector.detach() - moved, gradient, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(new[2], 0.995 * learner.vectors[2].detach() + 0.005 * new[1], rtol=0, atol=1e-6)
+    slope = (-alpha * (log_probs.detach() - 3.0)).mean()
+    torch.testing.assert_close(learner.vectors[3].detach() - new[3], slope[None], rtol=1e-4, atol=1e-6)
+
+
+def test_rows_by_age(tmp_path, monkeypatch):
+    """Age 0 is the newest, through several rounds of the buffer's file; a minibatch of SAC has its own noise."""
+    monkeypatch.setattr(baselines, "SPARE", 7)
+    buffer = ReplayBuffer(tmp_path / "buffer", OBS, ACT, size=20, resuming=False)
+    for number in (5, 7, 7, 7, 7):
+        buffer.add(numbered(buffer.count, buffer.count + number))
+        ages = np.arange(len(buffer))
+        assert buffer.at(ages)[:, 0].tolist() == list(range(buffer.count - 1, buffer.count - 1 - len(buffer), -1))
+    assert buffer.at(np.array([[0, 1], [19, 3]]))[..., 2].tolist() == [[32, 31], [13, 29]]
+    batch, noise = baselines.sac_batch(buffer, Args(batch_size=400), np.random.default_rng(0))
+    assert noise.shape == (2, 400, ACT) and noise.dtype == torch.float32 and abs(noise.std().item() - 1) < 0.05
+    assert not torch.equal(noise[0], noise[1])
+    assert set(batch.rewards.tolist()) == set(range(13, 33)) and torch.equal(batch.rewards, batch.terminated)
+
+
+def test_single_steps_of_a_stream_are_collected_ones(tmp_path):
+    """The same rows and returns; an episode's return comes with its last step."""
+    together, alone = stream_of(tmp_path / "a"), stream_of(tmp_path / "b")
+    rows, returns = random_steps(together, 80, seed=0)
+    actions, ended = np.random.default_rng(0).uniform(-1, 1, (80, 3)).astype(np.float32), []
+    for t, action in enumerate(actions):
+        episode, total = alone.episode, alone.step(action)
+        assert (total is not None) == (alone.episode > episode) == bool(rows[t, -1])
+        if total is not None:
+            ended.append(total)
+            assert alone.steps == 0 and alone.last_return == total
+    assert np.array_equal(alone.buffer.latest(80), rows) and ended == returns and len(returns) > 2
+    assert alone.state_dict() == together.state_dict()
+
+
+def sac_settings(tmp_path, **changes):
+    """A run of minutes in a second: rows of 40 steps, a learner that learns from step 50 on."""
+    tiny = {"total_steps": 120, "warm_up": 50, "batch_size": 8, "eval_domains": 1, "eps_te": (0.0,), "evaluations": 1}
+    return Args(algo="sac", compile=False, threads=1, runs=str(tmp_path / "runs"), **{"tau": 0.005} | tiny | changes)
+
+
+def test_sac_is_a_plain_loop(tmp_path, monkeypatch):
+    """To the bit against a loop of the test's own over the environment with a list as buffer.
+
+    Random actions before the warm-up is over, then samples of the policy; from then on one update for each step.
+    """
+    monkeypatch.setattr(baselines, "ROW", 40)
+    monkeypatch.setattr(baselines, "report", lambda run, title: None)
+    args = sac_settings(tmp_path, seed=2, eps_tr=0.2, buffer_size=90)
+    baselines.sac(args)
+    (path,) = (tmp_path / "runs").iterdir()
+    saved = torch.load(path / "checkpoint.pt", weights_only=True)
+    log = read_csv(path / "log.csv")
+
+    torch.manual_seed(2)
+    learner, env, rows, episode = SACLearner(11, np.ones(3, np.float32), args), make_env("Hopper-v4", 0.2), [], 0
+    first = copy.deepcopy(learner.vectors)
+
+    def begin():
+        rng = np.random.default_rng([2, 0, episode, 2])
+        domain = sample_domain(0.2, rng, env.position_draws)
+        return env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})[0]
+
+    def updates(rng):
+        ages = rng.integers(min(len(rows), 90), size=8)
+        batch = torch.as_tensor(np.stack([rows[-1 - age] for age in ages]))
+        batch = Transitions(batch[:, :11], batch[:, 11:14], batch[:, 14], batch[:, 15:26], batch[:, 26])
+        noise = torch.as_tensor(rng.standard_normal((2, 8, 3), dtype=np.float32))
+        return baselines.sac_update(learner, batch, noise, baselines.sac_step, args).numpy()
+
+    obs, total = begin(), 0.0
+    for iteration in range(3):
+        acting, rng = np.random.default_rng([2, 0, iteration, 1]), np.random.default_rng([2, 0, iteration, 0])
+        told, returns = [], []
+        for t in range(40 * iteration, 40 * iteration + 40):
+            if t < 50:
+                action = acting.uniform(-1, 1, 3).astype(np.float32)
+            else:
+                action = baselines.squashed_policy(learner.actor)(obs, acting.standard_normal(3, dtype=np.float32))
+            after, reward, died, over, _ = env.step(action)
+            rows.append(np.concatenate([obs, action, [reward], after, [died]]).astype(np.float32))
+            obs, total = after, total + reward
+            if died or over:
+                returns.append(total)
+                episode += 1
+                obs, total = begin(), 0.0
+            if t >= 50:
+                told.append(updates(rng))
+        expected = np.mean(returns) if returns else math.nan
+        assert log["return"][iteration] == pytest.approx(expected, nan_ok=True)
+        assert log["episodes"][iteration] == len(returns)
+        means = np.mean(told, axis=0) if told else np.zeros(4)
+        for name, value in zip(("critic_loss", "actor_loss", "entropy", "alpha"), means):
+            assert log[name][iteration] == pytest.approx(value, rel=1e-4)
+    assert log["step"].tolist() == [40, 80, 120] and saved["finished"] and episode > 2
+    for name, part in learner.parts().items():
+        assert all(torch.equal(saved["state"][name][key], value) for key, value in part.state_dict().items()), name
+    assert saved["state"]["actor_adam"]["steps"] == 70
+    (final,) = evaluate([make_env("Hopper-v4")], [baselines.squashed_policy(learner.actor)], (0.0,), 1, 120)
+    evaluation = read_csv(path / "eval.csv")
+    assert {name: column.tolist() for name, column in evaluation.items()} == {name: [value] for name, value in final.items()}
+    assert all((vector - before).abs().max() > 1e-4 for vector, before in zip(learner.vectors, first))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_sac_that_is_not_finite_stops(tmp_path, monkeypatch, capsys):
+    """The step is named, the status is 1."""
+    monkeypatch.setattr(baselines, "ROW", 40)
+    err = refused(capsys, lambda: baselines.sac(sac_settings(tmp_path, learning_rate=1e29, warm_up=20)), status=1)
+    assert "step 40, agent 0" in err and "not finite" in err
+
+
+@pytest.mark.parametrize("warm_up", [0, 500])
+def test_sac_with_no_warm_up_or_nothing_else(tmp_path, monkeypatch, warm_up):
+    """It learns from its first transition on, or not at all."""
+    monkeypatch.setattr(baselines, "ROW", 40)
+    monkeypatch.setattr(baselines, "report", lambda run, title: None)
+    baselines.sac(sac_settings(tmp_path, warm_up=warm_up, total_steps=40))
+    (path,) = (tmp_path / "runs").iterdir()
+    state = torch.load(path / "checkpoint.pt", weights_only=True)["state"]
+    log = read_csv(path / "log.csv")
+    assert state["critic_adam"]["steps"] == (40 if warm_up == 0 else 0)
+    assert all((log[name] != 0).all() == (warm_up == 0) for name in ("critic_loss", "actor_loss", "entropy", "alpha"))
+    assert not (path / "buffer.dat").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"buffer_size": 999}, "--buffer-size"), ({"checkpoint_every": 101}, "--checkpoint-every"),
+        ({"tau": 0.0}, "--tau"), ({"tau": 1.01}, "--tau"), ({"tau": math.nan}, "--tau"),
+    ],
+)  # fmt: skip
+def test_buffer_settings_that_cannot_be_meant(tmp_path, capsys, changes, word):
+    """One line each; the outermost values that can are fine."""
+    assert word in refused(capsys, lambda: baselines.check_buffer_args(sac_settings(tmp_path, **{"tau": 0.5} | changes), 1000))
+    baselines.check_buffer_args(sac_settings(tmp_path, buffer_size=1000, checkpoint_every=100), 1000)
+    baselines.check_buffer_args(dataclasses.replace(sac_settings(tmp_path), tau=1.0), 1000)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ("--tau 0", "--tau"), ("--tau 1.1", "--tau"), ("--batch-size 0", "--batch-size"), ("--warm-up -1", "--warm-up"),
+        ("--buffer-size 999", "--buffer-size"), ("--total-steps 999", "iteration of 1000"), ("--device warp", "warp"),
+        ("--checkpoint-every 101", "at most 100"), ("--learning-rate 0", "--learning-rate"), ("--env CartPole-v1", "MuJoCo"),
+    ],
+    ids=lambda value: value if value.startswith("--") and " " in value else "",
+)  # fmt: skip
+def test_bad_input_of_sac(monkeypatch, tmp_path, capsys, options, word):
+    """One line, status 2, nothing on disk."""
+    short = "--algo sac --no-compile --total-steps 1000 --eval-domains 1".split()  # were it not refused
+    monkeypatch.setattr(sys, "argv", ["baselines.py", *short, *options.split()])
+    assert word in refused(capsys, baselines.main) and not list(tmp_path.iterdir())
+
+
+def test_what_is_usual_depends_on_the_algorithm(monkeypatch, tmp_path):
+    """And yields to the command line."""
+    asked = []
+    for algo in ("ddpg", "sac"):
+        monkeypatch.setattr(baselines, algo, asked.append)
+        for options in ([], ["--tau", "0.5", "--warm-up", "0"]):
+            monkeypatch.setattr(sys, "argv", ["baselines.py", "--algo", algo, *options])
+            baselines.main()
+    said = [(args.algo, args.tau, args.batch_size) for args in asked]
+    assert said == [("ddpg", 0.01, 64), ("ddpg", 0.5, 64), ("sac", 0.005, 256), ("sac", 0.5, 256)]
+    assert [args.warm_up for args in asked[1::2]] == [0, 0] and asked[2].warm_up == 10_000

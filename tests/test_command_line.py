@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import baselines  # noqa: E402
 import dpd  # noqa: E402
 import p2pdrl  # noqa: E402
+import piekd_cikd  # noqa: E402
 
 # Half a minute of work is enough to see a run through all that it does.
 TINY = (
@@ -31,7 +32,16 @@ TINY = (
     "--eps-te 0 0.5 --evaluations 2 --checkpoint-every 2 --no-compile"
 ).split()
 # DDPG writes a row of its log for every 2000 steps of a learner.
-TINY_DDPG = "--env Hopper-v4 --updates 2 --total-steps 8000 --eval-domains 1 --eps-te 0 --evaluations 2 --no-compile".split()
+TINY_DDPG = (  # its exploration begins after 1000 steps
+    "--env Hopper-v4 --updates 2 --total-steps 8000 --warm-up 1000 --eval-domains 1 --eps-te 0 --evaluations 2 --no-compile"
+).split()
+# SAC writes a row for every 1000 steps; here it learns from step 900 on. One thread: more change its last bits.
+TINY_SAC = (
+    "--env Hopper-v4 --total-steps 2000 --warm-up 900 --batch-size 8 --buffer-size 1500 --eval-domains 1 --eps-te 0 0.5 "
+    "--checkpoint-every 1 --threads 1 --no-compile"
+).split()
+TINY_ENSEMBLE = [*TINY_SAC, *"--ensemble-size 2 --interval 60 --distill-updates 3 --evaluate-every 1000".split()]
+SAC_COMMANDS = {"sac": ["baselines.py", "--algo", "sac", *TINY_SAC], "piekd": ["piekd_cikd.py", *TINY_ENSEMBLE]}
 
 
 def start(script, *arguments, folder):
@@ -61,11 +71,12 @@ def to_bytes(value):
 
 
 def results(path):
-    """Everything that must be equal in two equal runs: log.csv without its clock, eval.csv, and the weights as bytes."""
+    """Everything that must be equal in two equal runs: log.csv without its clock, other tables, and the weights as bytes."""
     with open(path / "log.csv", newline="") as file:
         log = [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
     state = torch.load(path / "checkpoint.pt", weights_only=True)["state"]
-    return log, (path / "eval.csv").read_text(), to_bytes(state)
+    tables = [(path / name).read_text() for name in ("eval.csv", "distillation.csv") if (path / name).exists()]
+    return log, "".join(tables), to_bytes(state)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +179,7 @@ def test_ddpg_learns_and_reports(tmp_path):
     initial = baselines.DDPGLearner(11, np.ones(3, np.float32), baselines.Args()).parts()
     networks = {name: part for name, part in initial.items() if not name.endswith("adam")}
     _, state = check_off_policy_run(only_run(tmp_path), out, 8000, 2000, 1, networks)
-    assert state["actor_adam"]["steps"] == state["critic_adam"]["steps"] == 2 * 80
+    assert state["actor_adam"]["steps"] == state["critic_adam"]["steps"] == 2 * (80 - 10)  # cycles, without those of the warm-up
 
 
 @pytest.mark.parametrize("base", ["ddpg", "ppo"])
@@ -187,7 +198,8 @@ def test_dual_policy_distillation_learns_and_reports(tmp_path, base, method):
         initial |= {f"{name}{i}": part for name, part in parts if not name.endswith(("adam", "reward_scale"))}
     log, state = check_off_policy_run(path, out, total, interval, learners, initial)
     iterations = total // learners // interval
-    updates = 2 * 20 * iterations if base == "ddpg" else 4 * 4 * (iterations - 1)  # PPO's first has none
+    # DDPG's cycles of the warm-up have none, nor has PPO's first iteration.
+    updates = 2 * (20 * iterations - 10) if base == "ddpg" else 4 * 4 * (iterations - 1)
     for i in range(learners):
         assert state[f"actor_adam{i}" if base == "ddpg" else f"adam{i}"]["steps"] == updates
         assert state[f"distillation_adam{i}"]["steps"] == (updates if method == "dpd" else 0)
@@ -199,6 +211,95 @@ def test_dual_policy_distillation_learns_and_reports(tmp_path, base, method):
     else:
         assert not log["distillation"].any() and not log["peer_better"].any()
     assert dpd.steps_of(path) == [total // 2, total]
+
+
+@pytest.fixture(scope="module")
+def sac_runs(tmp_path_factory):
+    """A finished run of SAC, and one of PIEKD; what each printed."""
+    folder, outs = tmp_path_factory.mktemp("sac"), {}
+    for name, command in SAC_COMMANDS.items():
+        outs[name], _ = run(*command, "--runs", name, folder=folder)
+    return folder, outs
+
+
+def check_sac_run(path, out, agents, total=2000):
+    """Rows of both tables, updates of each agent for each step after the warm-up, and that all weights moved."""
+    log, evaluation = baselines.read_csv(path / "log.csv"), baselines.read_csv(path / "eval.csv")
+    assert log["step"].tolist() == [step for step in range(1000, total + 1, 1000) for _ in range(agents)]
+    assert log["agent"].tolist() == list(range(agents)) * (total // 1000)
+    assert set(evaluation["agent"]) == set(range(agents)) and evaluation["step"].max() == total
+    assert len(evaluation["return"]) == len(set(evaluation["step"])) * agents * 2
+    assert all(np.isfinite(column).all() for table in (log, evaluation) for column in table.values())
+    assert f"{total:,} of {total:,} steps" in out and (path / "figure.png").stat().st_size > 20_000
+    state = torch.load(path / "checkpoint.pt", weights_only=True)["state"]
+    torch.manual_seed(0)
+    for k in range(agents):
+        made = piekd_cikd.SACLearner(11, np.ones(3, np.float32), piekd_cikd.Args())
+        for name, part in made.parts().items():
+            name += "" if name in state else str(k)
+            if "adam" in name:
+                assert state[name]["steps"] == total - 900
+            else:
+                moved = weights_moved(path, name, part)
+                assert moved and all(1e-6 < change < 1 for change in moved.values()), (name, moved)
+    assert state["buffer"]["count"] == total and not list(path.glob("buffer*"))
+    return log, state
+
+
+def test_sac_learns_and_reports(sac_runs):
+    folder, outs = sac_runs
+    log, _ = check_sac_run(only_run(folder, "sac"), outs["sac"], 1)
+    assert log["alpha"][-1] < log["alpha"][0] < 1 and (log["critic_loss"] > 0).all()
+
+
+def test_piekd_learns_and_reports(sac_runs):
+    """With phases whose students came closer: a loss of its own for each, none for the teacher."""
+    folder, outs = sac_runs
+    path = only_run(folder, "piekd")
+    _, state = check_sac_run(path, outs["piekd"], 2)
+    table = baselines.read_csv(path / "distillation.csv")
+    assert state["standings"]["phases"] == len(table["step"]) / 2 > 4 and set(table["teacher"]) <= {0, 1}
+    teacher = table["agent"] == table["teacher"]
+    for name in ("policy_loss", "critic_loss"):
+        assert not table[name][teacher].any() and (table[name][~teacher] > 1e-6).all()
+    assert not np.array_equal(state["actor0"]["net.0.weight"], state["actor1"]["net.0.weight"])
+
+
+@pytest.mark.parametrize("method", ["cikd", "ensemble"])
+def test_other_ensembles_learn_and_report(tmp_path, method):
+    """Only where somebody teaches there is a table of it."""
+    command = [*TINY_ENSEMBLE, "--total-steps", 1000, "--method", method, "--interval", 20]
+    out, _ = run("piekd_cikd.py", *command, folder=tmp_path)
+    path = only_run(tmp_path)
+    assert (len(baselines.read_csv(path / "distillation.csv").get("step", [])) > 2) == (method == "cikd")
+    check_sac_run(path, out, 2, total=1000)
+
+
+def test_vanilla_is_sac(sac_runs, tmp_path):
+    """Its first row is to the last digit that of the longer run of the other script, losses and evaluation too."""
+    command = [*TINY_SAC, "--total-steps", 1000, "--method", "vanilla", "--evaluate-every", 1000]
+    out, _ = run("piekd_cikd.py", *command, folder=tmp_path)
+    path, other = only_run(tmp_path), only_run(sac_runs[0], "sac")
+    check_sac_run(path, out, 1, total=1000)
+    (mine, my_evaluation, _), (theirs, their_evaluation, _) = results(path), results(other)
+    assert mine == theirs[:1] and float(mine[0]["critic_loss"]) > 0
+    assert len(my_evaluation) > 60 and their_evaluation.startswith(my_evaluation)
+
+
+def test_compiled_distillation_equals_eager_one(tmp_path):
+    """A compiled run takes the same steps as the eager one, phases included, up to rounding, while that stays small."""
+    short = [*TINY_ENSEMBLE, "--total-steps", 1000, "--warm-up", 950, "--interval", 1]
+    run("piekd_cikd.py", *short, folder=tmp_path)
+    out, _ = run("piekd_cikd.py", *short, "--compile", "--runs", "compiled", folder=tmp_path)
+    if "without torch.compile" in out:
+        pytest.skip("nothing compiles here")
+    paths = [only_run(tmp_path, root) for root in ("runs", "compiled")]
+    eager, compiled = (torch.load(path / "checkpoint.pt", weights_only=True)["state"] for path in paths)
+    assert eager["standings"]["phases"] == compiled["standings"]["phases"] > 0
+    for name in eager:
+        if name.startswith(("actor", "critic", "target")) and "adam" not in name:
+            for key, value in eager[name].items():
+                torch.testing.assert_close(compiled[name][key], value, rtol=1e-3, atol=1e-3)
 
 
 def test_compiled_gradients_equal_eager_ones(tmp_path):
@@ -277,6 +378,23 @@ def test_killed_and_resumed_to_the_bit(tmp_path, script, options, kills):
         for root in ("runs", "whole")
     )
     assert to_bytes(kept) == to_bytes(whole) and bool(kept) == (script != "baselines.py")
+
+
+@pytest.mark.parametrize("name", ["sac", "piekd"])
+def test_sac_killed_and_resumed_to_the_bit(sac_runs, tmp_path, name):
+    """SIGKILL at a random moment of the second row, when both have learned and an episode is under way."""
+    script, *command = SAC_COMMANDS[name]
+    kills, moments = int(os.environ.get("KILLS", 1)), random.Random(os.environ.get("KILL_SEED", time.time()))
+    waited = []
+    for _ in range(kills):
+        process = start(script, *command, folder=tmp_path)
+        process.stdout.readline()  # its first row and checkpoint are written, or it says that it resumes
+        waited.append(moments.uniform(0.0, 2.0))
+        time.sleep(waited[-1])
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    run(script, *command, folder=tmp_path)
+    assert results(only_run(tmp_path)) == results(only_run(sac_runs[0], name)), waited
 
 
 @pytest.fixture(scope="module")
@@ -424,6 +542,14 @@ def test_figures_of_dual_policy_distillation_without_runs(tmp_path, what):
     assert len(err.splitlines()) == 1 and not (tmp_path / "runs").exists()
 
 
+def test_figures_of_ensembles_without_runs(tmp_path):
+    """The commands that make them, one line that says that there are none, and nothing on disk."""
+    out, err = run("piekd_cikd.py", "--total-steps", "1e5", "--figure", "cikd-3b", folder=tmp_path, status=2)
+    for method in ("cikd", "cikd --share hardcopy", "ensemble", "vanilla"):
+        assert f"python piekd_cikd.py --env Hopper-v4 --total-steps 100000 --method {method} --seeds 0 1 2\n" in out
+    assert len(err.splitlines()) == 1 and not (tmp_path / "runs").exists()
+
+
 def test_figure_3_needs_two_seeds_alone(pairs, tmp_path):
     folder, short = pairs
     shutil.copytree(folder / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("*vanilla*seed1"))
@@ -527,15 +653,22 @@ BAD_DPD = [
 ]
 BAD_BASELINES = [
     *BAD[:2],
-    ("--algo sac", "sac"),
+    ("--algo td3", "td3"),
     ("--algo ddpg --total-steps 1999 --steps-per-iteration 512", "less than one iteration"),
     *((f"--algo ddpg {line}", word) for line, word in (BAD_DDPG[0], BAD_DDPG[6])),
 ]
-CASES = [
-    (script, *bad)
-    for script, cases in (("baselines.py", BAD_BASELINES), ("p2pdrl.py", BAD + BAD_COHORT), ("dpd.py", BAD_DDPG + BAD_DPD))
-    for bad in cases
+BAD_SAC = [("--algo sac --tau 0", "--tau"), ("--algo sac --warm-up -1", "--warm-up")]
+BAD_ENSEMBLE = [
+    ("--ensemble-size 1", "at least 2"),
+    ("--figure piekd-9", "piekd-9"),
+    ("--runs a-file", "a-file"),
+    ("--env CartPole-v1 --seeds 0 1", "not a MuJoCo environment"),
 ]
+BAD_OF_EACH = {
+    "baselines.py": BAD_BASELINES + BAD_SAC, "p2pdrl.py": BAD + BAD_COHORT, "dpd.py": BAD_DDPG + BAD_DPD,
+    "piekd_cikd.py": BAD_ENSEMBLE,
+}  # fmt: skip
+CASES = [(script, *bad) for script, cases in BAD_OF_EACH.items() for bad in cases]
 
 
 @pytest.fixture(scope="module")
@@ -603,11 +736,12 @@ def test_what_is_not_finite_stops_the_run(tmp_path, base):
 
 
 def promised_commands():
-    pattern = r"(?:^ +|/|`)(?:for (\w) in ([^;]+); do )?python (p2pdrl|baselines|dpd)\.py (--[^#`\"{;]*)"
-    for page in ("README.md", "p2pdrl.py", "baselines.py", "dpd.py"):
+    pattern = r"(?:^ +|/|`)(?:for (\w) in ([^;]+); do )?python (p2pdrl|baselines|dpd|piekd_cikd)\.py (--[^#`\"{;]*)"
+    for page in ("README.md", "p2pdrl.py", "baselines.py", "dpd.py", "piekd_cikd.py"):
         for line in (ROOT / page).read_text().splitlines():
             for found in re.finditer(pattern, line):
-                variable, values, script, options = found[1] or "N", (found[2] or "9").split(), found[3], found[4].strip()
+                variable, values, script, options = found[1] or "N", found[2], found[3], found[4].strip()
+                values = values.split() if values else ["2" if script == "dpd" else "9"]
                 for value in values:  # of the loop, or for "--figure N"
                     each = re.sub(rf"\${variable}\b|(?<=--figure )N\b", value, options)
                     yield pytest.param(script, each, id=f"{page} {script} {each}")
@@ -616,6 +750,6 @@ def promised_commands():
 @pytest.mark.parametrize("script, options", list(promised_commands()))
 def test_every_printed_command_parses(monkeypatch, script, options):
     """Each command in the README and the docstrings has options that exist, with values that they take."""
-    module = {"p2pdrl": p2pdrl, "baselines": baselines, "dpd": dpd}[script]
+    module = {"p2pdrl": p2pdrl, "baselines": baselines, "dpd": dpd, "piekd_cikd": piekd_cikd}[script]
     monkeypatch.setattr(sys, "argv", [script + ".py", *shlex.split(options)])
     assert isinstance(baselines.parse_args(module.Args, ""), module.Args)
