@@ -1,7 +1,7 @@
 """How fast is the main job, and where does its time go?
 
     python tests/benchmark.py                        # a quarter of an hour; no test, and no threshold: it prints tables
-    python tests/benchmark.py --tables off-policy    # one of them
+    python tests/benchmark.py --tables ddpg sac      # some of them
 
 Everything is measured in one run, because a laptop's speed changes from minute to minute. After each iteration of
 `python p2pdrl.py --env Walker2d-v4` the physics of its rollouts is played again, actions recorded, by as many
@@ -10,11 +10,11 @@ trains on this physics on this machine. Each ratio is the median over iterations
 
 The second table holds the methods of p2pdrl.py, and a cohort of eight, against the main job in the same run.
 
-The third holds the learners with a replay buffer: environment steps per second, updates included. They take turns,
-and each number is the median over the rounds.
+The other two hold the learners with a replay buffer: DDPG by environment steps per second, updates included, SAC by
+updates of agents per second, environment steps included. They take turns, and each number is the median over rounds.
 
 Where Stable-Baselines3 happens to be installed, its PPO joins the first table at the same batch, minibatches, epochs
-and networks, its DDPG the third at the same batch, updates for each step, and networks.
+and networks, its DDPG and SAC the others at the same batch, updates for each step, and networks; so does SBX's SAC.
 """
 
 import argparse
@@ -124,12 +124,22 @@ def measure_stable_baselines(env_id: str, iterations: int) -> dict:
     return {"rate": 4096 * iterations / (time.perf_counter() - began)}
 
 
-def measure_ddpg(learner: str, env_id: str, steps: int, warm_up: int) -> dict:
-    """`baselines.py --algo ddpg` or `dpd.py` on DDPG: environment steps of all learners, after warm-up, by the second."""
-    import baselines
-    import dpd
+# The learners with a replay buffer: script, its command, how many agents learn at each of the steps that it counts, and
+# how many steps lie between its progress lines.
+LEARNERS = {
+    "ddpg": ("baselines", "--algo ddpg --evaluations 1", 1, 2000),
+    "dpd": ("dpd", "--base ddpg --evaluations 1", 1, 4000),
+    "sac": ("baselines", "--algo sac --evaluations 1 --warm-up 1000", 1, 1000),
+    "ensemble": ("piekd_cikd", "--method ensemble --evaluate-every 1000000 --warm-up 1000", 3, 1000),
+}
 
-    marks = []
+
+def measure_learner(learner: str, env_id: str, steps: int, warm_up: int) -> dict:
+    """Environment steps (of all learners) and steps of agents by the second, after warm-up, through the command line."""
+    import importlib
+
+    script, command, agents, interval = LEARNERS[learner]
+    module, marks = importlib.import_module(script), []
 
     class Stopwatch:
         """Stands in for the progress line, which comes at the end of each iteration."""
@@ -140,16 +150,15 @@ def measure_ddpg(learner: str, env_id: str, steps: int, warm_up: int) -> dict:
         def show(self, step, mean_return):
             marks.append((step, time.perf_counter()))
 
-    module = {"ddpg": baselines, "dpd": dpd}[learner]
     module.Progress, module.report = Stopwatch, lambda *arguments: None
     with tempfile.TemporaryDirectory() as folder:
-        command = ["dpd.py", "--base"] if learner == "dpd" else ["baselines.py", "--algo"]
-        command += ["ddpg", "--env", env_id, "--total-steps", str(warm_up + steps + 4000), "--runs", folder]
-        sys.argv = [*command, *"--evaluations 1 --eval-domains 1 --eps-te 0 --checkpoint-every 5".split()]
+        sys.argv = [script + ".py", *command.split(), "--env", env_id, "--total-steps", str(warm_up + steps + interval)]
+        sys.argv += ["--runs", folder, *"--eval-domains 1 --eps-te 0 --checkpoint-every 5".split()]
         module.main()
     kept = [mark for mark in marks[:-1] if mark[0] >= warm_up]  # the last iteration holds the evaluation
     (first, began), (last, ended) = kept[0], kept[-1]
-    return {"rate": (last - first) / (ended - began)}
+    rate = (last - first) / (ended - began)
+    return {"rate": rate, "updates": agents * rate}
 
 
 def measure_stable_baselines_ddpg(env_id: str, steps: int, warm_up: int) -> dict:
@@ -171,6 +180,21 @@ def measure_stable_baselines_ddpg(env_id: str, steps: int, warm_up: int) -> dict
     began = time.perf_counter()
     learner.learn(steps, reset_num_timesteps=False)  # else it would wait for learning_starts again
     return {"rate": steps / (time.perf_counter() - began)}
+
+
+def measure_other_sac(library: str, env_id: str, steps: int, warm_up: int) -> dict:
+    """SAC of Stable-Baselines3 or of SBX (in JAX): an update of 256 transitions for each step, 256-256 ReLU networks."""
+    import importlib
+
+    SAC = importlib.import_module(library).SAC
+    settings = {"batch_size": 256, "train_freq": 1, "gradient_steps": 1, "learning_starts": 1000, "seed": 0}
+    settings["policy_kwargs"] = {"net_arch": [256, 256]}
+    learner = SAC("MlpPolicy", env_id, device="cpu", **settings)
+    learner.learn(warm_up)
+    began = time.perf_counter()
+    learner.learn(steps, reset_num_timesteps=False)
+    rate = steps / (time.perf_counter() - began)
+    return {"rate": rate, "updates": rate}
 
 
 def in_a_process(arguments: list[str]) -> dict | None:
@@ -229,23 +253,36 @@ def print_methods(args):
         print(f"{f'{method}, K = {agents}':24}{result['rate']:9,.0f}{result['rate'] / main_job['rate']:20.0%}")
 
 
-def print_off_policy(args):
-    """DDPG and dual policy distillation on it against Stable-Baselines3's DDPG, by turns."""
-    names = {"ddpg": "baselines.py, DDPG", "dpd": "dpd.py, two DDPG", "sb3-ddpg": "Stable-Baselines3 DDPG"}
-    common = ["--env", args.env, "--steps", str(args.steps), "--only"]
-    rounds = [{name: in_a_process([*common, name]) for name in names} for _ in range(args.rounds)]
-    print(f"{f'{args.env}, 50 updates':24}{'steps/s':>9}{'least':>9}{'most':>9}{'of Stable-Baselines3':>24}")
+def print_by_turns(names: dict[str, str], reference: str, what: str, heading: str, rounds: int, common: list[str]):
+    """A table of measurements that take turns: medians over the rounds, and medians of the ratios to the reference's."""
+    results = [{name: in_a_process([*common, "--only", name]) for name in names} for _ in range(rounds)]
+    print(f"{heading:28}{'a second':>9}{'least':>9}{'most':>9}{'of ' + names[reference]:>34}")
     for name, label in names.items():
-        if not all(results[name] for results in rounds):
+        if not all(result[name] for result in results):
             print(f"{label}: failed, or not installed; see python {Path(__file__).name} --only {name}")
             continue
-        rates = [results[name]["rate"] for results in rounds]
-        print(f"{label:24}{np.median(rates):9,.0f}{min(rates):9,.0f}{max(rates):9,.0f}", end="")
-        ratios = [rate / results["sb3-ddpg"]["rate"] for rate, results in zip(rates, rounds) if results["sb3-ddpg"]]
-        print(f"{np.median(ratios):23.2f}x" if ratios else "")
+        rates = [result[name][what] for result in results]
+        print(f"{label:28}{np.median(rates):9,.0f}{min(rates):9,.0f}{max(rates):9,.0f}", end="")
+        ratios = [rate / result[reference][what] for rate, result in zip(rates, results) if result[reference]]
+        print(f"{np.median(ratios):33.2f}x" if ratios else "")
 
 
-TABLES = {"main-job": print_main_job, "methods": print_methods, "off-policy": print_off_policy}
+def print_ddpg(args):
+    """DDPG and dual policy distillation on it against Stable-Baselines3's DDPG: environment steps by the second."""
+    names = {"ddpg": "baselines.py, DDPG", "dpd": "dpd.py, two DDPG", "sb3-ddpg": "Stable-Baselines3 DDPG"}
+    heading, common = f"{args.env}, steps, 50 updates in 100", ["--env", args.env, "--steps", str(args.steps)]
+    print_by_turns(names, "sb3-ddpg", "rate", heading, args.rounds, common)
+
+
+def print_sac(args):
+    """SAC and an ensemble of three against two other libraries: updates of agents by the second."""
+    names = {"sac": "baselines.py, SAC", "ensemble": "piekd_cikd.py, three SAC"}
+    names |= {"sb3-sac": "Stable-Baselines3 SAC", "sbx-sac": "SBX SAC (JAX)"}
+    heading, common = "Hopper-v4, updates of agents", ["--env", "Hopper-v4", "--steps", str(args.steps // 8)]
+    print_by_turns(names, "sb3-sac", "updates", heading, args.rounds, common)
+
+
+TABLES = {"main-job": print_main_job, "methods": print_methods, "ddpg": print_ddpg, "sac": print_sac}
 
 
 def main():
@@ -254,18 +291,21 @@ def main():
     parser.add_argument("--agents", type=int, default=2, help="K")
     parser.add_argument("--method", default="p2pdrl")
     parser.add_argument("--iterations", type=int, default=40, help="measured, after 5 of warm-up")
-    parser.add_argument("--steps", type=int, default=24_000, help="measured of off-policy learners, after 4000 of warm-up")
-    parser.add_argument("--rounds", type=int, default=3, help="of the off-policy table")
+    parser.add_argument("--steps", type=int, default=24_000, help="measured of DDPG; an eighth of it of SAC")
+    parser.add_argument("--rounds", type=int, default=3, help="of the tables of DDPG and SAC")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which to print; all if not given")
-    choices = "compiled", "eager", "sb3", "ddpg", "dpd", "sb3-ddpg"
+    choices = "compiled", "eager", "sb3", "sb3-ddpg", "sb3-sac", "sbx-sac", *LEARNERS
     parser.add_argument("--only", choices=choices, help="one measurement, as JSON")
     args = parser.parse_args()
     if args.only == "sb3":
         result = measure_stable_baselines(args.env, args.iterations // 4)
     elif args.only == "sb3-ddpg":
         result = measure_stable_baselines_ddpg(args.env, args.steps, warm_up=4000)
-    elif args.only in ("ddpg", "dpd"):
-        result = measure_ddpg(args.only, args.env, args.steps, warm_up=4000)
+    elif args.only in ("sb3-sac", "sbx-sac"):
+        library = {"sb3-sac": "stable_baselines3", "sbx-sac": "sbx"}[args.only]
+        result = measure_other_sac(library, args.env, args.steps, warm_up=2000)
+    elif args.only in LEARNERS:
+        result = measure_learner(args.only, args.env, args.steps, warm_up=2000 if args.only in ("sac", "ensemble") else 4000)
     elif args.only:
         compiled = args.only == "compiled"
         result = measure_main_job(args.env, args.method, args.agents, compiled, args.iterations, warm_up=5)
