@@ -39,8 +39,13 @@ Where this differs from, or completes, the papers
   touched. (In the released code they go on with the learning rate and the running means of the distillation.)
 * Q_1 is distilled into Q_1 and Q_2 into Q_2. Target critics are not distilled, but take one step of their usual kind
   towards the critic after the phase; the temperature is left alone.
+* A student whose networks are copied or reset keeps its target critics (but for that one step), its temperature and
+  its optimisers all the same, so that every ablation changes one thing.
+* `--share extra` gives each agent as many updates of its own as a student would have minibatches, and always counts
+  as PIEKD does.
 * SAC is that of baselines.py: the settings of its paper, no normalisation of observations, a time limit is no death.
-* Each agent learns at each step from a minibatch of its own. (Algorithm 1 updates after an episode.)
+* Each agent learns at each step from a minibatch of its own. (Algorithm 1 updates after an episode, CIKD's
+  after E of them.)
 * `--eps-tr` trains under domain randomisation, which the papers did not try; a new domain for each episode.
 
 Commands, on a laptop
@@ -54,6 +59,8 @@ To use it elsewhere, copy piekd_cikd.py, baselines.py and randomised_envs.py.
 
 import copy
 import math
+import shlex
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,7 +73,7 @@ from torch import nn
 from baselines import (
     COLOURS, FREE_SETTINGS, ROW, STYLES, Adam, Progress, ReplayBuffer, Run, Stream, Transitions, bootstrap, check_args,
     check_buffer_args, evaluate, fail, find_runs, make_envs, millions, new_figure, numpy_network, one_vector,
-    parse_args, read_csv, report, run_seeds, save_figure, set_up_torch,
+    parse_args, reach_of, read_csv, report, run_seeds, save_figure, set_up_torch,
 )
 
 
@@ -101,6 +108,7 @@ class Args:
     batch_size: int = 256  # transitions for an update, and for one of distillation
     buffer_size: int = 1_000_000  # transitions that are remembered, of all agents together
     warm_up: int = 10_000  # steps with random actions at the beginning
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of float32 products; less may mean bfloat16
 
     # evaluation
     eps_te: tuple[float, ...] = (0.0,)  # strengths of the test domains
@@ -111,7 +119,7 @@ class Args:
     seed: int = 0  # of everything random
     seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
     jobs: int = 2  # how many of these at a time
-    threads: int = 0  # of torch and for evaluation; 0: one for each core
+    threads: int = 0  # at work at the same time; 0: one for each core
     device: str = "cpu"  # of the networks: cpu or cuda
     compile: bool = True  # compile the gradient computations where a C++ compiler is found
     checkpoint_every: int = 5  # rows of the log, of 1000 steps each, between checkpoints
@@ -158,8 +166,11 @@ class TwinCritic(nn.Module):
 
 
 def squashed_policy(actor: SquashedActor):
-    """A copy of the actor as a function obs (obs,), noise (act,) or 0 -> action (act,), in numpy; noise 0: the mode's."""
-    network, scale = numpy_network(actor.net), actor.action_scale.cpu().numpy().copy()
+    """The actor as a function obs (obs,), noise (act,) or 0 -> action (act,), in numpy; noise 0: tanh(mean).
+
+    For use before the actor changes: copying its weights for each step would take longer than the step.
+    """
+    network, scale = numpy_network(actor.net, copy=False), actor.action_scale.cpu().numpy()
 
     def policy(obs, noise=0):
         mean, log_std = np.split(network(obs.astype(np.float32)), 2)
@@ -271,7 +282,6 @@ class SACLearner:
         self.vectors = [one_vector(network.to(args.device)) for network in networks]
         adams = [Adam(self.vectors[i], args.learning_rate) for i in (0, 1, 3)]
         self.actor_adam, self.critic_adam, self.temperature_adam = adams
-        self.networks = (self.actor, self.critic, self.target_critic, *adams)
         self.target_entropy = -float(len(action_scale))
 
     def parts(self) -> dict:
@@ -280,33 +290,59 @@ class SACLearner:
         return {name: getattr(self, name) for name in names}
 
 
-def sac_step(
-    actor, critic, target_critic, actor_adam, critic_adam, temperature_adam, vectors, batch, noise, gamma, tau, target_entropy
-):
-    """All four vectors of parameters after one update, and what the log tells. Compiled as one graph.
+def sac_critic_step(actor, critic, target_critic, critic_adam, vectors, batch, noise, gamma, tau):
+    """The vectors of critic and target critic after one update, and the critic's loss. Compiled as one graph."""
+    targets = sac_targets(actor, target_critic, vectors[3].detach().exp(), batch, noise, gamma)
+    loss = sac_critic_loss(critic, batch, targets)
+    new = critic_adam(vectors[1], gradient_of(loss, critic))
+    return new, vectors[2].detach().lerp(new, tau), loss.detach()
 
-    All gradients are taken where the parameters are before the update.
-    """
+
+def sac_actor_step(actor, critic, actor_adam, temperature_adam, vectors, obs, noise, target_entropy):
+    """The vectors of actor and temperature after one update, and what the log tells. Compiled as one graph."""
     alpha = vectors[3].detach().exp()
-    targets = sac_targets(actor, target_critic, alpha, batch, noise[0], gamma)
-    critic_loss = sac_critic_loss(critic, batch, targets)
-    actor_loss, log_probs = sac_actor_loss(actor, critic, alpha, batch.obs, noise[1])
+    loss, log_probs = sac_actor_loss(actor, critic, alpha, obs, noise)
     alpha_loss = temperature_loss(vectors[3], log_probs, target_entropy)
-    new_actor = actor_adam(vectors[0], gradient_of(actor_loss, actor))
-    new_critic = critic_adam(vectors[1], gradient_of(critic_loss, critic))
-    new_target = vectors[2].detach().lerp(new_critic, tau)
+    new = actor_adam(vectors[0], gradient_of(loss, actor))
     new_log_alpha = temperature_adam(vectors[3], torch.autograd.grad(alpha_loss, vectors[3])[0])
-    told = torch.stack([critic_loss, actor_loss, -log_probs.mean(), alpha[0]]).detach()
-    return [new_actor, new_critic, new_target, new_log_alpha], told
+    return new, new_log_alpha, torch.stack([loss, -log_probs.mean(), alpha[0]]).detach()
 
 
-def sac_update(learner, batch, noise, compiled_step, args):
-    """One step of everything that learns, and of the target critic after it. noise: (2, N, act) standard normal."""
-    settings = args.gamma, args.tau, learner.target_entropy
-    new, told = compiled_step(*learner.networks, learner.vectors, batch, noise, *settings)
-    for vector, value in zip(learner.vectors, new):
-        vector.data.copy_(value)
-    return told
+class SACUpdate:
+    """One step of everything that a SACLearner learns, and of the target critic after it.
+
+    All gradients are taken where the parameters are before the update. So its two halves can be worked out at the same
+    time, the actor's by a thread of its own: faster than two threads that share each matrix product, and to the same
+    bits as one after the other.
+    """
+
+    def __init__(self, args):
+        torch.set_float32_matmul_precision(args.matmul_precision)
+        maybe_compile = partial(torch.compile, fullgraph=True, dynamic=False) if args.compile else lambda function: function
+        self.critic_step, self.actor_step = maybe_compile(sac_critic_step), maybe_compile(sac_actor_step)
+        self.gamma, self.tau = args.gamma, args.tau
+        alone = args.threads == 1 or args.device != "cpu"
+        self.pool = None if alone else ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self.known = set()  # learners for which everything is compiled: no thread can help with that
+
+    def __call__(self, learner, batch, noise):
+        """Change the learner; critic's loss, actor's loss, entropy, temperature. noise: (2, N, act) standard normal."""
+        actor, critic, vectors = learner.actor, learner.critic, learner.vectors
+        networks = actor, critic, learner.target_critic, learner.critic_adam
+        critic_half = partial(self.critic_step, *networks, vectors, batch, noise[0], self.gamma, self.tau)
+        networks = actor, critic, learner.actor_adam, learner.temperature_adam
+        actor_half = partial(self.actor_step, *networks, vectors, batch.obs, noise[1], learner.target_entropy)
+        if self.pool and learner in self.known:
+            future = self.pool.submit(actor_half)  # the shorter one, as it begins later
+            new_critic, new_target, critic_loss = critic_half()
+            new_actor, new_log_alpha, told = future.result()
+        else:
+            new_critic, new_target, critic_loss = critic_half()
+            new_actor, new_log_alpha, told = actor_half()
+            self.known.add(learner)
+        for vector, value in zip(vectors, (new_actor, new_critic, new_target, new_log_alpha)):
+            vector.data.copy_(value)
+        return torch.cat([critic_loss[None], told])
 
 
 def sac_batch(buffer, args, rng: np.random.Generator) -> tuple[Transitions, torch.Tensor]:
@@ -322,7 +358,7 @@ def sac_batch(buffer, args, rng: np.random.Generator) -> tuple[Transitions, torc
 
 
 class Standings:
-    """How well each agent did of late (R_k), and the steps since the last phase (t_acc): when who teaches."""
+    """Who may teach, and when: how well each agent did of late (R_k), and the steps since the last phase (t_acc)."""
 
     def __init__(self, agents: int, episodes: int):
         self.returns = np.full((agents, episodes), np.nan)  # of each agent's last episodes, the newest at the end
@@ -358,17 +394,16 @@ def counter_after_phase(steps_since: int, args) -> int:
 
 def number_of_minibatches(buffer, args) -> int:
     """In a phase, for each student."""
-    return args.distill_updates or args.distill_epochs * (len(buffer) // min(args.batch_size, len(buffer)))
+    return args.distill_updates or args.distill_epochs * (len(buffer) // args.batch_size)
 
 
 def minibatches_of_phase(buffer, args, rng: np.random.Generator):
     """Passes over the whole buffer, each in a new order; what does not fill a minibatch is left out."""
-    size = min(args.batch_size, len(buffer))
-    each_pass = len(buffer) // size
+    each_pass = len(buffer) // args.batch_size
     for i in range(number_of_minibatches(buffer, args)):
         if i % each_pass == 0:
             order = rng.permutation(len(buffer))
-        ages = order[size * (i % each_pass) : size * (i % each_pass + 1)]
+        ages = order[args.batch_size * (i % each_pass) : args.batch_size * (i % each_pass + 1)]
         yield buffer.split(torch.as_tensor(buffer.at(ages), device=args.device))
 
 
@@ -404,13 +439,13 @@ def reset_networks(student, seed: int):
                 module.reset_parameters()
 
 
-def teach(agents, teacher: int, buffer, compiled_steps, args, phase: int) -> list[list[float]]:
+def teach(agents, teacher: int, buffer, compiled_steps, args, phase_number: int) -> list[list[float]]:
     """Bring all the other agents nearer to the teacher; for each agent the mean losses of policy and critic."""
     losses = [[0.0, 0.0] for _ in agents]
     for k, student in enumerate(agents):
         if k == teacher:
             continue
-        rng = np.random.default_rng([args.seed, k, phase, 3])
+        rng = np.random.default_rng([args.seed, k, phase_number, 3])
         if args.reset_students:
             reset_networks(student, int(rng.integers(2**62)))
         if args.share == "hardcopy":
@@ -421,28 +456,27 @@ def teach(agents, teacher: int, buffer, compiled_steps, args, phase: int) -> lis
     return losses
 
 
-def learn_on(agents, buffer, compiled_update, args, phase: int):
+def learn_on(agents, buffer, update, args, phase_number: int):
     """As many updates of each agent's own as a phase of distillation would have minibatches, and nothing shared."""
     for k, agent in enumerate(agents):
-        rng = np.random.default_rng([args.seed, k, phase, 3])
+        rng = np.random.default_rng([args.seed, k, phase_number, 3])
         for _ in range(number_of_minibatches(buffer, args)):
-            sac_update(agent, *sac_batch(buffer, args, rng), compiled_update, args)
+            update(agent, *sac_batch(buffer, args, rng))
 
 
-def phase(agents, standings, buffer, envs, compiled, args, step: int) -> list[dict]:
+def phase(agents, standings, buffer, envs, update, compiled_teaching, args, step: int) -> list[dict]:
     """Share what there is to share, and begin to count anew; rows for distillation.csv, none if nobody taught."""
-    sac_step, *teaching_steps = compiled
     rows = []
     if args.share == "extra":
-        learn_on(agents, buffer, sac_step, args, standings.phases)
+        learn_on(agents, buffer, update, args, standings.phases)
     else:
         recent, rng = standings.recent(), np.random.default_rng([args.seed, 0, standings.phases, 6])
         teacher = elect(recent, args.teacher, rng)                                         # PIEKD Alg. 1, line 18
         if teacher is None:
             return []  # wait until somebody has finished an episode
-        losses = teach(agents, teacher, buffer, teaching_steps, args, standings.phases)    # lines 19, 20
+        losses = teach(agents, teacher, buffer, compiled_teaching, args, standings.phases)  # lines 19, 20
         policies = [squashed_policy(agent.actor) for agent in agents]
-        tests = evaluate(envs, policies, args.eps_te[:1], args.eval_domains, step)
+        tests = evaluate(envs, policies, (min(args.eps_te),), args.eval_domains, step)
         for k, (policy_loss, critic_loss) in enumerate(losses):
             rows.append({
                 "step": step, "agent": k, "teacher": teacher,
@@ -462,28 +496,34 @@ def phase(agents, standings, buffer, envs, compiled, args, step: int) -> list[di
 
 def variant(args) -> str:
     """A name for the run's folder: the method, and whatever is not as usual."""
-    parts = [args.method, args.share * (args.share != "distil"), "random-teacher" * (args.teacher == "random")]
-    parts += [f"{args.distil}-only" * (args.distil != "both"), "reset" * args.reset_students]
-    parts += [f"K{args.ensemble_size}" * (args.ensemble_size not in (1, 3)), f"I{args.interval}" * (args.interval != 5000)]
-    return "-".join(filter(None, parts))
+    words = {
+        args.share: args.share != "distil",
+        "random-teacher": args.teacher == "random",
+        f"{args.distil}-only": args.distil != "both",
+        "reset": args.reset_students,
+        f"K{args.ensemble_size}": args.ensemble_size not in (1, 3),
+        f"I{args.interval}": args.interval != 5000,
+    }
+    return "-".join([args.method, *(word for word, unusual in words.items() if unusual)])
 
 
 def train(args):
-    run = Run(args, "piekd_cikd", variant(args), ("log.csv", "eval.csv", "distillation.csv"), threaded=True)
+    run = Run(args, "piekd_cikd", variant(args), ("log.csv", "eval.csv", "distillation.csv"))
     title = f"{variant(args)}, {args.env}, eps_tr = {args.eps_tr:g}, seed {args.seed}"
     if run.finished:
         print(f"{run.path} is finished: nothing to do (--overwrite starts anew)")
         return report(run, title)
     envs = make_envs(args, args.threads + 1)
-    set_up_torch(args, args.threads)
+    set_up_torch(args)
     maybe_compile = partial(torch.compile, fullgraph=True, dynamic=False) if args.compile else lambda function: function
-    compiled = [maybe_compile(step) for step in (sac_step, policy_distillation_step, critic_distillation_step)]
+    update = SACUpdate(args)
+    compiled_teaching = maybe_compile(policy_distillation_step), maybe_compile(critic_distillation_step)
 
-    obs_size, scale = envs[0].observation_space.shape[0], envs[0].action_space.high
+    obs_size, scale = envs[0].observation_space.shape[0], reach_of(envs[0])
     numbers = range(args.ensemble_size)
     agents = [SACLearner(obs_size, scale, args) for _ in numbers]  # PIEKD Alg. 1, i: with different initialisations
     standings = Standings(args.ensemble_size, args.recent)
-    phases = args.method in ("piekd", "cikd") or args.share == "extra"
+    has_phases = args.method in ("piekd", "cikd") or args.share == "extra"
     iterations = args.total_steps // ROW
     run.make_folder()
     size = min(args.buffer_size, args.total_steps)
@@ -499,7 +539,8 @@ def train(args):
         rngs = [np.random.default_rng([args.seed, k, iteration]) for k in numbers]
         told, updates, returns = torch.zeros(len(numbers), 4, device=args.device), 0, [[] for _ in numbers]
         for step in range(ROW * iteration, ROW * (iteration + 1)):
-            chosen = int(np.random.default_rng([args.seed, 0, stream.episode, 5]).integers(len(numbers)))  # line 9
+            # Line 9. The key holds the episode, so that this is one agent from its beginning to its end.
+            chosen = int(np.random.default_rng([args.seed, 0, stream.episode, 5]).integers(len(numbers)))
             if step < args.warm_up:
                 action = acting.uniform(-scale, scale).astype(np.float32)
             else:
@@ -509,7 +550,7 @@ def train(args):
             finished = stream.step(action)                                                       # lines 10, 11
             if step >= args.warm_up:
                 for k, (agent, rng) in enumerate(zip(agents, rngs)):
-                    told[k] += sac_update(agent, *sac_batch(buffer, args, rng), compiled[0], args)  # lines 12, 13
+                    told[k] += update(agent, *sac_batch(buffer, args, rng))           # lines 12, 13
                 updates += 1
                 standings.steps_since += 1                                                         # line 15
             if finished is None:
@@ -517,8 +558,9 @@ def train(args):
             returns[chosen].append(finished)
             if step + 1 - length >= args.warm_up:  # the agent acted in it from its beginning
                 standings.record(chosen, finished)                                                 # line 14
-            if phases and standings.steps_since >= args.interval:                                  # line 17
-                rows = phase(agents, standings, buffer, envs[:-1], compiled, args, step + 1)
+            enough = len(buffer) >= args.batch_size
+            if has_phases and enough and standings.steps_since >= args.interval:                   # line 17
+                rows = phase(agents, standings, buffer, envs[:-1], update, compiled_teaching, args, step + 1)
                 if rows:
                     run.write("distillation.csv", rows)
         step = (iteration + 1) * ROW
@@ -529,7 +571,8 @@ def train(args):
             run.check_finite(step, k, means, torch.cat([vector.detach() for vector in agent.vectors]))
             rows.append({  # losses are means over the row's updates, 0 if there were none
                 "step": step, "agent": k,
-                "return": float(np.mean(returns[k] or [last[k]])),  # of its episodes that ended, or of the one before
+                # Of its episodes that ended, else of its last one; of anybody's as long as it had none that counts.
+                "return": float(np.mean(returns[k] or [last[k]])),
                 "episodes": len(returns[k]),
                 "critic_loss": means[0], "actor_loss": means[1],
                 "entropy": means[2],  # of the squashed policy, in nats
@@ -543,7 +586,6 @@ def train(args):
         if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
             run.save(parts, iteration + 1, finished=iteration + 1 == iterations)
         progress.show(step, float(np.mean([row["return"] for row in rows])))
-    (run.path / "buffer.dat").unlink()
     report(run, title)
 
 
@@ -553,8 +595,8 @@ def train(args):
 
 # What a line of a figure is: its label, and the settings in which its runs differ from the method's own.
 METHOD = ("{method}", {})
-ENSEMBLE = ("ensemble", {"method": "ensemble"})
-VANILLA = ("vanilla", {"method": "vanilla", "ensemble_size": 1})
+ENSEMBLE = ("ensemble", {"method": "ensemble", "interval": Args.interval})
+VANILLA = ("vanilla", {"method": "vanilla", "ensemble_size": 1, "interval": Args.interval})
 ENSEMBLE_EXTRA = ("ensemble (extra)", {"method": "ensemble", "share": "extra"})
 VANILLA_EXTRA = ("vanilla (extra)", {"method": "vanilla", "ensemble_size": 1, "share": "extra"})
 SIZES = [(f"{{method}}, K = {size}", {"ensemble_size": size}) for size in (2, 3, 5)]
@@ -577,18 +619,29 @@ FIGURES = sorted([*CURVES, *SAME, "cikd-5", "cikd-9"])
 VARIED = "method", "ensemble_size", "interval", "share", "teacher", "distil", "reset_students"
 
 
-def flag(name: str, value) -> str:
-    """A setting as it stands on the command line."""
-    if isinstance(value, bool):
-        return ("--" if value else "--no-") + name.replace("_", "-")
-    values = value if isinstance(value, tuple) else (value,)
-    return " ".join(["--" + name.replace("_", "-"), *map(str, values)])
+def command(args, changes: dict) -> str:
+    """The command that makes runs of these settings where the figure of this command line looks for them."""
+    given = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
+    given = {name: value for name, value in given.items() if name not in FREE_SETTINGS | {"seed"}} | changes
+    shown = {"env": args.env, "total_steps": args.total_steps} | given
+    if args.runs != Args.runs:
+        shown["runs"] = args.runs
+    if shown["method"] == "vanilla":
+        del shown["ensemble_size"]
+    words = []
+    for name, value in shown.items():
+        if name in changes and name != "method" and value == getattr(Args, name):
+            continue  # as usual
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else (value,))
+    return shlex.join(["python", "piekd_cikd.py", *words, "--seeds", "0", "1", "2"])
 
 
 def look_up(args, lines) -> dict[str, list[Path]]:
     """Finished runs of each line that has any, by label; prints the commands that make the others."""
     method = args.figure.split("-")[0]
-    usual = {name: getattr(Args, name) for name in VARIED} | {"method": method}
+    usual = {name: getattr(args, name) for name in VARIED} | {"method": method}
     found = find_runs(args, "piekd_cikd", VARIED)
     chosen, missing = {}, []
     for label, changes in lines:
@@ -597,12 +650,7 @@ def look_up(args, lines) -> dict[str, list[Path]]:
         if paths:
             chosen[label.format(method=method.upper())] = paths
         else:
-            asked = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
-            kept = {name: value for name, value in asked.items() if name not in FREE_SETTINGS | {"seed", *VARIED}}
-            shown = {"env": args.env, "total_steps": args.total_steps} | kept | {"method": method} | changes
-            if wanted["method"] == "vanilla":
-                shown.pop("ensemble_size")
-            missing.append("python piekd_cikd.py " + " ".join(flag(*each) for each in shown.items()) + " --seeds 0 1 2")
+            missing.append(command(args, {"method": method} | changes))
     if missing:
         print("no finished runs yet of what these commands make:\n    " + "\n    ".join(missing))
     if not chosen:
@@ -622,16 +670,17 @@ def by_agent(path: Path, eps: float) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.array(means)
 
 
-def draw_lines(axis, args, lines, worst: bool):
+def draw_lines(axis, args, chosen: dict[str, list[Path]], worst: bool):
     """Mean over seeds of the best agent's return at each evaluation, with its interval; if asked, the worst's as well."""
     eps = min(args.eps_te)
-    for index, (label, paths) in enumerate(look_up(args, lines).items()):
+    for index, (label, paths) in enumerate(chosen.items()):
         runs = [by_agent(path, eps) for path in paths]
         steps = runs[0][0]
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
         best = np.stack([means.max(1) for _, means in runs])
         several = runs[0][1].shape[1] > 1
-        text = f"{label}{', best' * (worst and several)}, {len(paths)} seed{'s' * (len(paths) > 1)}"
+        which = f"{label}, best" if worst and several else label
+        text = f"{which}, {len(paths)} seeds" if len(paths) > 1 else f"{which}, 1 seed"
         axis.plot(steps, best.mean(0), color=colour, linestyle=style, label=text)
         if len(paths) > 1:
             axis.fill_between(steps, *bootstrap(best), color=colour, alpha=0.15, linewidth=0)
@@ -639,7 +688,7 @@ def draw_lines(axis, args, lines, worst: bool):
             lowest = np.stack([means.min(1) for _, means in runs]).mean(0)
             axis.plot(steps, lowest, color=colour, linestyle=style, linewidth=0.9, alpha=0.6, label=f"{label}, worst")
     millions(axis)
-    axis.set(xlabel="environment steps", ylabel="return with mean actions")
+    axis.set(xlabel="environment steps", ylabel=f"return with mean actions, eps_te = {eps:g}")
     axis.legend(loc="best", fontsize=8)
 
 
@@ -650,9 +699,13 @@ def draw_indices(axis, steps, indices, agents: int, who: str):
     axis.set(xlabel="environment steps", ylabel=f"index of the {who}", yticks=range(agents))
 
 
-def draw_shares(axis, indices, agents: int, who: str):
-    """How often it is which agent."""
-    axis.bar(range(agents), [np.mean(np.asarray(indices) == k) for k in range(agents)], color=COLOURS[0])
+def draw_shares(axis, runs: list[np.ndarray], agents: int, who: str):
+    """How often it is which agent: a bar for each run, side by side, as an index means another agent in each run."""
+    width = 0.8 / len(runs)
+    for i, indices in enumerate(runs):
+        shares = [np.mean(indices == k) for k in range(agents)]
+        places = np.arange(agents) + (i - (len(runs) - 1) / 2) * width
+        axis.bar(places, shares, 0.9 * width, color=COLOURS[i % len(COLOURS)])
     axis.set(xlabel="agent", ylabel=f"share of times as {who}", xticks=range(agents), ylim=(0, 1))
 
 
@@ -669,40 +722,46 @@ def surpassing(table: dict[str, np.ndarray], low: float, high: float) -> float:
 
 def figure_cikd_5(args):
     """Who teaches, how often each, how often a student is better than its teacher after a phase, and the reset."""
-    paths = look_up(args, [METHOD]).get("CIKD")
-    tables = [read_csv(path / "distillation.csv") for path in paths or []]
+    chosen = look_up(args, RESET)
+    tables = [read_csv(path / "distillation.csv") for path in chosen.get("CIKD", [])]
     if not all(tables) or not tables:
         fail("--figure cikd-5 needs a run in which something was distilled: more --total-steps or a smaller --interval")
     figure, axes = new_figure(columns=2, rows=2)
     agents = int(tables[0]["agent"].max()) + 1
-    phases = [table["agent"] == 0 for table in tables]  # a row for each phase
-    draw_indices(axes[0], tables[0]["step"][phases[0]], tables[0]["teacher"][phases[0]], agents, "teacher")
-    draw_shares(axes[1], np.concatenate([t["teacher"][phase] for t, phase in zip(tables, phases)]), agents, "teacher")
+    teachers = [table["teacher"][table["agent"] == 0] for table in tables]  # a row for each phase
+    draw_indices(axes[0], tables[0]["step"][tables[0]["agent"] == 0], teachers[0], agents, "teacher")
+    draw_shares(axes[1], teachers, agents, "teacher")
     thirds = np.linspace(0, args.total_steps, 4)
     shares = np.array([[surpassing(table, low, high) for low, high in zip(thirds, thirds[1:])] for table in tables])
-    means = [third[~np.isnan(third)].mean() if not np.isnan(third).all() else 0.0 for third in shares.T]  # nan: no phase
-    axes[2].bar(("first", "second", "last"), means, color=COLOURS[0])
+    for i, name in enumerate(("first", "second", "last")):
+        known = shares[:, i][~np.isnan(shares[:, i])]
+        axes[2].bar(name, known.mean() if len(known) else 0, color=COLOURS[0])
+        if len(known) == 0:
+            axes[2].text(i, 0.02, "no phase", ha="center")
     axes[2].set(xlabel="third of training", ylabel="share of students better than their teacher", ylim=(0, 1))
-    draw_lines(axes[3], args, RESET, worst=False)
-    titles = "(a) first seed", f"(b) all {len(tables)} seeds", "(c) just after a phase", "(d) students reset before each phase"
+    draw_lines(axes[3], args, chosen, worst=False)
+    titles = "(a) first seed", "(b) a bar for each seed", "(c) just after a phase", "(d) students reset before phases"
     for axis, title in zip(axes, titles):
         axis.set_title(title)
     return figure
 
 
 def figure_cikd_9(args):
-    """Who is best at each evaluation when nothing is distilled: in one ensemble, and among independent agents."""
+    """Who is best at each evaluation when nothing is distilled: in one ensemble, among as many independent agents."""
     found = look_up(args, [ENSEMBLE, VANILLA])
     if len(found) < 2:
         fail("--figure cikd-9 needs runs of both methods")
     steps, together = by_agent(found["ensemble"][0], min(args.eps_te))
-    alone = [by_agent(path, min(args.eps_te))[1][:, 0] for path in found["vanilla"]]
+    agents = together.shape[1]
+    if len(found["vanilla"]) < agents:
+        fail(f"--figure cikd-9 needs {agents} seeds of --method vanilla: as many agents as the ensemble has")
+    alone = [by_agent(path, min(args.eps_te))[1][:, 0] for path in found["vanilla"][:agents]]
     figure, axes = new_figure(columns=2, rows=2)
-    pairs = ("ensemble", together, axes[:2]), ("independent agents", np.stack(alone, axis=1), axes[2:])
+    pairs = ("ensemble, first seed", together, axes[:2]), ("independent agents", np.stack(alone, axis=1), axes[2:])
     for name, returns, (left, right) in pairs:
-        best, agents = returns.argmax(1), returns.shape[1]
+        best = returns.argmax(1)
         draw_indices(left, steps, best, agents, "best agent")
-        draw_shares(right, best, agents, "best agent")
+        draw_shares(right, [best], agents, "best agent")
         left.set_title(name)
         right.set_title(name)
     return figure
@@ -713,7 +772,7 @@ def draw_figure(args):
     name = SAME.get(args.figure, args.figure)
     if name in CURVES:
         figure, (axis,) = new_figure()
-        draw_lines(axis, args, CURVES[name], worst=name == "piekd-3")
+        draw_lines(axis, args, look_up(args, CURVES[name]), worst=name == "piekd-3")
         axis.set_title(f"{args.env}: best agent, mean over seeds, 95 % bootstrap interval", fontsize=10)
     else:
         figure = {"cikd-5": figure_cikd_5, "cikd-9": figure_cikd_9}[name](args)
@@ -729,27 +788,46 @@ def draw_figure(args):
 
 
 def check_ablation(args):
-    """Refuse flags that would change nothing, or leave a student with a critic that nobody trained."""
+    """Refuse flags that would change nothing, or leave a student with a network that was never taught anything."""
     changed = [name for name in ("teacher", "distil", "reset_students") if getattr(args, name) != getattr(Args, name)]
-    if args.method in ("ensemble", "vanilla") and args.share == "hardcopy":
+    alone = args.method in ("ensemble", "vanilla")
+    if args.share == "hardcopy" and alone:
         fail(f"--method {args.method} has no teacher to copy: --share hardcopy is for piekd and cikd")
-    nobody = args.method in ("ensemble", "vanilla") or args.share == "extra"
-    useless = changed if nobody else [name for name in changed if name != "teacher" and args.share == "hardcopy"]
+    if args.share == "extra" and not alone:
+        fail(f"--share extra takes the place of distillation: it is for ensemble and vanilla, not for {args.method}")
+    useless = changed if alone else [name for name in changed if name != "teacher" and args.share == "hardcopy"]
+    if alone and args.share != "extra" and args.interval != Args.interval:
+        useless.append("interval")
     if useless:
         how = f"--method {args.method} --share {args.share}"
         fail(f"--{useless[0].replace('_', '-')} changes nothing with {how}, where nothing is distilled")
     if args.reset_students and args.distil != "both":
-        fail(f"--reset-students with --distil {args.distil} leaves the students with a network that nobody trains")
+        fail(f"--reset-students with --distil {args.distil} leaves the students with a new network that nobody taught")
+    if (not alone or args.share == "extra") and args.interval > args.total_steps - args.warm_up:
+        fail(f"--interval {args.interval} is never over: only {args.total_steps - args.warm_up} steps follow the --warm-up")
+    if args.recent > args.total_steps:
+        fail(f"--recent {args.recent} is more episodes than --total-steps {args.total_steps} can hold")
+
+
+def check_figure(args):
+    """Refuse a figure that does not exist, or settings that it chooses itself."""
+    if args.figure not in FIGURES:
+        fail(f"--figure {args.figure} is none of {', '.join(FIGURES)}")
+    for name in ("method", "share", "teacher", "distil", "reset_students"):
+        if getattr(args, name) != getattr(Args, name) and getattr(args, name) != args.figure.split("-")[0]:
+            fail(f"--figure {args.figure} chooses --{name.replace('_', '-')} itself")
 
 
 def main():
     args = parse_args(Args, __doc__.splitlines()[0])
     if args.method == "vanilla":
+        if args.ensemble_size not in (1, Args.ensemble_size):
+            fail(f"--method vanilla is one agent: --ensemble-size {args.ensemble_size} is for the other methods")
         args.ensemble_size = 1
     elif args.ensemble_size < 2:
         fail(f"--method {args.method} needs an --ensemble-size of at least 2: --method vanilla is one agent")
-    if args.figure and args.figure not in FIGURES:
-        fail(f"--figure {args.figure} is none of {', '.join(FIGURES)}")
+    if args.figure:
+        check_figure(args)
     check_args(args, steps=ROW)
     check_buffer_args(args, ROW)
     if args.evaluate_every % ROW:

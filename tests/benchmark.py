@@ -127,8 +127,8 @@ def measure_stable_baselines(env_id: str, iterations: int) -> dict:
 # The learners with a replay buffer: script, its command, how many agents learn at each of the steps that it counts, and
 # how many steps lie between its progress lines.
 LEARNERS = {
-    "ddpg": ("baselines", "--algo ddpg --evaluations 1", 1, 2000),
-    "dpd": ("dpd", "--base ddpg --evaluations 1", 1, 4000),
+    "ddpg": ("baselines", "--algo ddpg --evaluations 1 --warm-up 1000", 1, 2000),
+    "dpd": ("dpd", "--base ddpg --evaluations 1 --warm-up 1000", 1, 4000),
     "sac": ("baselines", "--algo sac --evaluations 1 --warm-up 1000", 1, 1000),
     "ensemble": ("piekd_cikd", "--method ensemble --evaluate-every 1000000 --warm-up 1000", 3, 1000),
 }

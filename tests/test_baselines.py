@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import baselines  # noqa: E402
 from baselines import (  # noqa: E402
-    Adam, Args, Batch, DDPGLearner, GaussianActor, ReplayBuffer, Rollout, Run, RunningNorm, SACLearner, Stream, Transitions,
+    Adam, Args, Batch, DDPGLearner, GaussianActor, ReplayBuffer, Rollout, Run, RunningNorm, SACLearner, SACUpdate, Stream, Transitions,
     ValueCritic, bootstrap, clip_norm, ddpg_actor_loss, ddpg_critic_loss, ddpg_step, ddpg_targets, ddpg_update,
     discounted_sums, episode_return, episode_returns, estimate, evaluate, exploration, find_runs, gae,
     gaussian_log_prob, held_out_domains, numpy_policy, one_vector, parse_args, ppo_gradients, ppo_loss, prepare,
@@ -1531,7 +1532,7 @@ def test_the_squashed_density_integrates_to_one(mean, log_std):
 
 
 def test_the_squashed_policy_in_numpy_is_the_actor():
-    """With noise and without, from raw observations, times the scale of the actions; log_std clamped; a snapshot."""
+    """With noise and without, from raw observations, times the scale of the actions; log_std clamped; no snapshot."""
     learner, _ = sac_learner()
     with torch.no_grad():
         learner.actor.net[-1].bias[ACT:] = torch.tensor([-30.0, 5.0, 0.3])
@@ -1548,7 +1549,8 @@ def test_the_squashed_policy_in_numpy_is_the_actor():
     np.testing.assert_array_equal(policy(obs[0]), said[0])
     with torch.no_grad():
         learner.vectors[0].add_(0.1)
-    np.testing.assert_array_equal(policy(obs[0]), said[0])
+    np.testing.assert_array_equal(policy(obs[0]), baselines.squashed_policy(learner.actor)(obs[0]))
+    assert not np.allclose(policy(obs[0]), said[0])
 
 
 def test_sac_targets_sample_by_sample():
@@ -1620,13 +1622,16 @@ def test_temperature_loss():
         torch.autograd.grad(baselines.temperature_loss(log_alpha, log_probs, 1.0), log_probs)
 
 
-def test_a_sac_update_the_ordinary_way():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_sac_update_the_ordinary_way(threads):
     """Four updates against torch's Adam on separate modules in float64: actor, critic, target, temperature, the log.
 
     All gradients are those at the old parameters; the target moves by tau towards the new critic.
     """
     learner, args = sac_learner()
-    actor, critic, target = (copy.deepcopy(network).double() for network in learner.networks[:3])
+    args.threads = threads
+    update, networks = SACUpdate(args), (learner.actor, learner.critic, learner.target_critic)
+    actor, critic, target = (copy.deepcopy(network).double() for network in networks)
     log_alpha = torch.full((1,), -0.5, dtype=torch.float64, requires_grad=True)
     adams = [torch.optim.Adam(group, lr=3e-4) for group in (actor.parameters(), critic.parameters(), [log_alpha])]
     start = [vector.detach().clone() for vector in learner.vectors]
@@ -1662,7 +1667,7 @@ def test_a_sac_update_the_ordinary_way():
         with torch.no_grad():
             for old, new in zip(target.parameters(), critic.parameters()):
                 old.mul_(0.995).add_(0.005 * new)
-        told = baselines.sac_update(learner, single, noise, baselines.sac_step, args)
+        told = update(learner, single, noise)
         expected = [critic_loss.item(), actor_loss.item(), -log_probs.mean().item(), alpha.item()]
         assert told.tolist() == pytest.approx(expected, rel=1e-3)
     slow = [torch.cat([p.detach().flatten() for p in network.parameters()]) for network in (actor, critic, target)]
@@ -1670,7 +1675,7 @@ def test_a_sac_update_the_ordinary_way():
     for vector, expected, before, atol, moved in zip(learner.vectors, [*slow, log_alpha.detach()], start, near, far):
         torch.testing.assert_close(vector.detach().double(), expected, rtol=0, atol=atol)
         assert (vector - before).abs().max() > moved
-    for network in learner.networks[:3]:
+    for network in networks:
         assert all(parameter.grad is None for parameter in network.parameters())
 
 
@@ -1685,8 +1690,13 @@ def test_a_sac_update_goes_along_its_own_gradients_only():
     targets = baselines.sac_targets(learner.actor, learner.target_critic, alpha, batch, noise[0], 0.99)
     loss, log_probs = baselines.sac_actor_loss(learner.actor, learner.critic, alpha, batch.obs, noise[1])
     losses = loss, baselines.sac_critic_loss(learner.critic, batch, targets)
-    new, _ = baselines.sac_step(*learner.networks[:3], plain, plain, plain, learner.vectors, batch, noise, 0.99, 0.005, -3.0)
-    for vector, moved, network, loss in zip(learner.vectors, new, learner.networks, losses):
+    actor, critic, vectors = learner.actor, learner.critic, learner.vectors
+    critic_half = actor, critic, learner.target_critic, plain, vectors, batch, noise[0], 0.99, 0.005
+    new_critic, new_target, _ = baselines.sac_critic_step(*critic_half)
+    actor_half = actor, critic, plain, plain, vectors, batch.obs, noise[1], -3.0
+    new_actor, new_log_alpha, _ = baselines.sac_actor_step(*actor_half)
+    new = new_actor, new_critic, new_target, new_log_alpha
+    for vector, moved, network, loss in zip(learner.vectors, new, (actor, critic), losses):
         network.zero_grad()
         loss.backward(retain_graph=True, inputs=list(network.parameters()))
         gradient = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
@@ -1694,6 +1704,71 @@ def test_a_sac_update_goes_along_its_own_gradients_only():
     torch.testing.assert_close(new[2], 0.995 * learner.vectors[2].detach() + 0.005 * new[1], rtol=0, atol=1e-6)
     slope = (-alpha * (log_probs.detach() - 3.0)).mean()
     torch.testing.assert_close(learner.vectors[3].detach() - new[3], slope[None], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_halves_of_a_sac_update_at_the_same_time(monkeypatch, threads, device):
+    """The same bits; from each learner's second update on the actor's half is another thread's, if there are two.
+
+    Each half waits until the other has begun. On a GPU, for which "meta" stands, it is always one after the other.
+    """
+    real, seen, begun = baselines.sac_critic_step, [], [threading.Event(), threading.Event()]
+    at_once = threads > 1 and device == "cpu"
+
+    def critic_step(*arguments):
+        begun[0].set()
+        assert not at_once or len(seen) < 2 or begun[1].wait(10)
+        return real(*arguments)
+
+    def actor_step(*arguments):
+        begun[1].set()
+        seen.append(threading.current_thread() is threading.main_thread())
+        assert seen[-1] or begun[0].wait(10)
+        return actor_half(*arguments)
+
+    actor_half = baselines.sac_actor_step
+    (first, args), (second, _), (slow, _) = sac_learner(0), sac_learner(1), sac_learner(0)
+    monkeypatch.setattr(baselines, "sac_critic_step", critic_step)
+    monkeypatch.setattr(baselines, "sac_actor_step", actor_step)
+    args.threads, args.device = threads, device
+    update = SACUpdate(args)
+    for seed in range(3):
+        batch, noise = transitions(seed=seed), torch.randn(2, 12, ACT, generator=torch.Generator().manual_seed(seed))
+        for learner in (first, second):
+            for event in begun:
+                event.clear()
+            told = update(learner, batch, noise)
+            if learner is first:
+                assert torch.equal(told, plain_update(real, actor_half, slow, batch, noise))
+    assert seen == [True, True, *[not at_once] * 4]
+    assert all(torch.equal(a, b) for a, b in zip(first.vectors, slow.vectors))
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_precision_of_products(precision):
+    """It is set, and a product of the size of a hidden layer has the error that float32 or, at "medium", bfloat16 has."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        SACUpdate(Args(algo="sac", compile=False, threads=1, matmul_precision=precision, **baselines.USUAL["sac"]))
+        assert torch.get_float32_matmul_precision() == precision
+        a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+        exact = a.double() @ b.double()
+        error = ((a @ b).double() - exact).abs().max() / exact.abs().max()
+        assert 0 < error < (5e-6 if precision == "highest" else 1e-2)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def plain_update(critic_step, actor_step, learner, batch, noise):
+    """One half after the other, and both before anything changes."""
+    networks = learner.actor, learner.critic, learner.target_critic, learner.critic_adam
+    critic = critic_step(*networks, learner.vectors, batch, noise[0], 0.99, 0.005)
+    networks = learner.actor, learner.critic, learner.actor_adam, learner.temperature_adam
+    actor = actor_step(*networks, learner.vectors, batch.obs, noise[1], learner.target_entropy)
+    for vector, value in zip(learner.vectors, (actor[0], critic[0], critic[1], actor[1])):
+        vector.data.copy_(value)
+    return torch.cat([critic[2][None], actor[2]])
 
 
 def test_rows_by_age(tmp_path, monkeypatch):
@@ -1759,7 +1834,7 @@ def test_sac_is_a_plain_loop(tmp_path, monkeypatch):
         batch = torch.as_tensor(np.stack([rows[-1 - age] for age in ages]))
         batch = Transitions(batch[:, :11], batch[:, 11:14], batch[:, 14], batch[:, 15:26], batch[:, 26])
         noise = torch.as_tensor(rng.standard_normal((2, 8, 3), dtype=np.float32))
-        return baselines.sac_update(learner, batch, noise, baselines.sac_step, args).numpy()
+        return SACUpdate(args)(learner, batch, noise).numpy()
 
     obs, total = begin(), 0.0
     for iteration in range(3):
@@ -1814,7 +1889,6 @@ def test_sac_with_no_warm_up_or_nothing_else(tmp_path, monkeypatch, warm_up):
     log = read_csv(path / "log.csv")
     assert state["critic_adam"]["steps"] == (40 if warm_up == 0 else 0)
     assert all((log[name] != 0).all() == (warm_up == 0) for name in ("critic_loss", "actor_loss", "entropy", "alpha"))
-    assert not (path / "buffer.dat").exists()
 
 
 @pytest.mark.parametrize(

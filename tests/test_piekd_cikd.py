@@ -21,9 +21,9 @@ import baselines  # noqa: E402
 import piekd_cikd  # noqa: E402
 from baselines import Adam, ReplayBuffer, Stream, read_csv  # noqa: E402
 from piekd_cikd import (  # noqa: E402
-    CURVES, FIGURES, Args, SACLearner, Standings, by_agent, counter_after_phase, critic_distillation_loss,
+    CURVES, FIGURES, Args, SACLearner, SACUpdate, Standings, by_agent, counter_after_phase, critic_distillation_loss,
     critic_distillation_step, distil, elect, gaussian_kl, learn_on, minibatches_of_phase, number_of_minibatches,
-    policy_distillation_loss, policy_distillation_step, sac_step, surpassing, teach, variant,
+    policy_distillation_loss, policy_distillation_step, surpassing, teach, variant,
 )  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
@@ -139,17 +139,17 @@ def test_critic_distillation_loss_pair_by_pair():
 
 # Minibatches of a phase ----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("rows", "size", "remembered"), [(40, 8, 40), (43, 8, 40), (33, 8, 33), (8, 8, 8), (5, 8, 5)])
+@pytest.mark.parametrize(("rows", "size", "remembered"), [(40, 8, 40), (43, 8, 40), (33, 8, 33), (8, 8, 8)])
 def test_passes_over_the_buffer(tmp_path, rows, size, remembered):
     """Each row once in each pass, but for what does not fill a minibatch; each pass in an order of its own."""
     buffer, args = memory(tmp_path / "buffer", rows, size=40), settings(batch_size=size, distill_epochs=3)
     batches = list(minibatches_of_phase(buffer, args, np.random.default_rng(0)))
-    each = max(remembered // size, 1)
+    each = remembered // size
     assert len(batches) == number_of_minibatches(buffer, args) == 3 * each
     known, orders = buffer.latest(remembered)[:, 0].tolist(), []
     for i in range(3):
         order = torch.cat([batch.obs[:, 0] for batch in batches[each * i : each * (i + 1)]]).tolist()
-        assert len(set(order)) == len(order) == each * min(size, remembered) and set(order) <= set(known)
+        assert len(set(order)) == len(order) == each * size and set(order) <= set(known)
         orders.append(order)
     assert orders[0] != orders[1] != orders[2] and orders[0] != known
     again = list(minibatches_of_phase(buffer, args, np.random.default_rng(0)))
@@ -205,7 +205,7 @@ def test_students_come_closer_and_the_rest_stays(tmp_path, what):
     rows, before = buffer.latest(40).copy(), [everything(agent) for agent in agents]
     apart = [distances(agent, agents[1], buffer) for agent in agents]
     targets, random_state = [agent.vectors[2].detach().clone() for agent in agents], torch.get_rng_state()
-    losses = teach(agents, 1, buffer, STEPS, args, phase=0)
+    losses = teach(agents, 1, buffer, STEPS, args, phase_number=0)
     assert losses[1] == [0, 0] and changed(before[1], everything(agents[1])) == set()
     assert np.array_equal(buffer.latest(40), rows) and buffer.count == 40 and torch.equal(torch.get_rng_state(), random_state)
     taught = {"both": {"actor", "critic"}, "policy": {"actor"}, "critic": {"critic"}}[what]
@@ -252,7 +252,7 @@ def test_hardcopy(tmp_path):
     """Students' policy and critic become the teacher's to the bit, their targets take a step; nothing else changes."""
     agents, buffer = learners(3), memory(tmp_path / "buffer")
     before, targets = [everything(agent) for agent in agents], [agent.vectors[2].detach().clone() for agent in agents]
-    losses = teach(agents, 2, buffer, (None, None), settings(share="hardcopy"), phase=0)
+    losses = teach(agents, 2, buffer, (None, None), settings(share="hardcopy"), phase_number=0)
     assert losses == [[0, 0]] * 3 and changed(before[2], everything(agents[2])) == set()
     for k in (0, 1):
         assert changed(before[k], everything(agents[k])) == {"actor", "critic", "target_critic"}
@@ -267,11 +267,11 @@ def test_extra_updates(tmp_path, number):
     agents, buffer = learners(number), memory(tmp_path / "buffer")
     args = settings(share="extra", distill_epochs=2, seed=4)
     slow, before = learners(number), [everything(agent) for agent in agents]
-    learn_on(agents, buffer, sac_step, args, phase=7)
+    learn_on(agents, buffer, SACUpdate(args), args, phase_number=7)
     for k, (agent, alone) in enumerate(zip(agents, slow)):
         rng = np.random.default_rng([4, k, 7, 3])
         for _ in range(10):
-            piekd_cikd.sac_update(alone, *piekd_cikd.sac_batch(buffer, args, rng), sac_step, args)
+            SACUpdate(args)(alone, *piekd_cikd.sac_batch(buffer, args, rng))
         after = everything(agent)
         assert all(torch.equal(value, after[name]) for name, value in everything(alone).items())
         for name in ("actor_adam", "critic_adam", "temperature_adam"):
@@ -314,7 +314,7 @@ def test_a_reset_student_is_taught_from_there(tmp_path):
     other = copy.deepcopy(agents[1])
     piekd_cikd.reset_networks(other, int(np.random.default_rng([0, 1, 2, 3]).integers(2**62)))
     apart = distances(other, agents[0], buffer)
-    teach(agents, 0, buffer, STEPS, args, phase=2)
+    teach(agents, 0, buffer, STEPS, args, phase_number=2)
     assert all(now < 0.3 * then for now, then in zip(distances(agents[1], agents[0], buffer), apart))
 
 # Election ------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def play(monkeypatch, path, learning=False, teaching=False, **changes):
     seen = SimpleNamespace(agents=[], acted={}, ended={}, updates=[], taught=[], learned_on=[], policies=[], evaluated=[])
     tiny = {"total_steps": 600, "warm_up": 130, "interval": 45, "recent": 2, "ensemble_size": 2, "evaluate_every": 200}
     args = settings(**tiny | {"runs": str(path / "runs")} | changes)
-    names = "SACLearner", "squashed_policy", "sac_update", "ReplayBuffer", "teach"
+    names = "SACLearner", "squashed_policy", "SACUpdate", "ReplayBuffer", "teach"
     real = {name: getattr(piekd_cikd, name) for name in names}
     step = Stream.step
 
@@ -408,10 +408,10 @@ def play(monkeypatch, path, learning=False, teaching=False, **changes):
             seen.ended[count] = total
         return total
 
-    def update(agent, batch, noise, compiled_step, args):
+    def update(agent, batch, noise):
         (index,) = [k for k, each in enumerate(seen.agents) if each is agent]
         seen.updates.append((seen.buffer.count - 1, index, batch, noise))
-        return real["sac_update"](agent, batch, noise, compiled_step, args) if learning else torch.zeros(4)
+        return real["SACUpdate"](args)(agent, batch, noise) if learning else torch.zeros(4)
 
     def taught(agents, teacher, *rest):
         seen.taught.append((seen.buffer.count, teacher))
@@ -429,7 +429,7 @@ def play(monkeypatch, path, learning=False, teaching=False, **changes):
 
     with monkeypatch.context() as patch:
         patch.setattr(piekd_cikd, "ROW", 50)
-        replaced = {"SACLearner": learner, "ReplayBuffer": buffer, "squashed_policy": policy, "sac_update": update}
+        replaced = {"SACLearner": learner, "ReplayBuffer": buffer, "squashed_policy": policy, "SACUpdate": lambda args: update}
         replaced |= {"teach": taught, "evaluate": evaluation, "report": lambda run, title: None}
         replaced |= {"learn_on": lambda *arguments: seen.learned_on.append((seen.buffer.count, arguments[-1]))}
         for name, function in replaced.items():
@@ -567,10 +567,10 @@ def test_agents_begin_differently(monkeypatch, tmp_path):
     assert torch.equal(alone.vectors[0], seen.agents[0].vectors[0])
 
 def test_when_is_evaluated(monkeypatch, tmp_path):
-    """Every so many steps and at the end; after a phase at the first strength only, with the policies as they are then."""
+    """Every so many steps and at the end; after a phase at the smallest strength only, with the policies as they are then."""
     seen = play(monkeypatch, tmp_path, total_steps=250, warm_up=80, evaluate_every=100, eps_te=(0.3, 0.0), eval_domains=2)
     assert [step for step, eps, _ in seen.evaluated if eps == (0.3, 0.0)] == [100, 200, 250]
-    assert [step for step, eps, _ in seen.evaluated if eps == (0.3,)] == [step for step, _ in seen.taught] != []
+    assert [step for step, eps, _ in seen.evaluated if eps == (0.0,)] == [step for step, _ in seen.taught] != []
     assert {number for *_, number in seen.evaluated} == {2}
     assert len(read_csv(seen.path / "eval.csv")["return"]) == 3 * 2 * 2 * 2
 
@@ -636,6 +636,11 @@ def test_vanilla_is_sac_for_one_agent_to_the_bit(monkeypatch, tmp_path):
 BAD = [
     ("--ensemble-size 1", "at least 2"), ("--ensemble-size 0", "at least 2"), ("--method cikd --ensemble-size 1", "at least 2"),
     ("--method ensemble --ensemble-size 1", "at least 2"), ("--method vanilla --share hardcopy", "hardcopy"),
+    ("--method vanilla --ensemble-size 5", "one agent"), ("--share extra", "--share extra"),
+    ("--method ensemble --interval 1000", "--interval changes nothing"), ("--interval 1001", "never over"),
+    ("--method vanilla --share extra --interval 1001", "never over"), ("--recent 2001", "--recent 2001"),
+    ("--figure piekd-3 --method cikd", "--method"), ("--figure piekd-5 --share hardcopy", "--share"),
+    ("--figure cikd-5 --reset-students", "--reset-students"), ("--figure cikd-7 --distil policy", "--distil"),
     ("--method ensemble --share hardcopy", "hardcopy"), ("--method piekd2", "piekd2"), ("--share both", "both"),
     ("--teacher worst", "worst"), ("--distil all", "all"), ("--figure cikd-1", "cikd-1"), ("--figure 3", "piekd-3"),
     ("--evaluate-every 1500", "multiple of 1000"), ("--evaluate-every 0", "--evaluate-every"), ("--interval 0", "--interval"),
@@ -652,7 +657,7 @@ BAD = [
 @pytest.mark.parametrize(("options", "word"), BAD, ids=[options for options, _ in BAD])
 def test_bad_input(monkeypatch, tmp_path, capsys, options, word):
     """One line that says what is wrong, status 2, and nothing on disk."""
-    short = "--no-compile --total-steps 1000 --eval-domains 1".split()  # were it not refused
+    short = "--no-compile --total-steps 2000 --warm-up 1000 --interval 500 --eval-domains 1".split()  # were it not refused
     monkeypatch.setattr(sys, "argv", ["piekd_cikd.py", *short, *options.split()])
     with pytest.raises(SystemExit) as exit_:
         piekd_cikd.main()
@@ -750,16 +755,12 @@ def test_the_commands_for_missing_runs_make_what_the_figure_wants(monkeypatch, t
     """Nothing there: one line each; their runs, from the command line as it is parsed, make the figure complete."""
     import matplotlib.pyplot as plt
 
-    shown = {"total_steps": 3 * STEP, "runs": str(tmp_path), "figure": name}
+    shown = {"total_steps": 120_000, "runs": f"{tmp_path}/a b", "figure": name}
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(sys, "argv", ["piekd_cikd.py"])
         piekd_cikd.draw_figure(Args(**shown))
     plt.close("all")  # the one that nothing was drawn in
     wanted = commands(capsys.readouterr().out)
-    if name == "cikd-5":  # its first part asks for the method alone; the others are asked for once that is there
-        assert wanted == ["python piekd_cikd.py --env Hopper-v4 --total-steps 12000 --method cikd --seeds 0 1 2"]
-        wanted.append(wanted[0].replace("--method cikd", "--method cikd --reset-students"))
-        wanted.append(wanted[0].replace("--method cikd", "--method ensemble"))
     assert len(set(wanted)) == len(wanted) >= 2
     for command in wanted:
         asked = []
@@ -769,10 +770,11 @@ def test_the_commands_for_missing_runs_make_what_the_figure_wants(monkeypatch, t
             patch.setattr(piekd_cikd, "run_seeds", lambda seeds, jobs: asked.append((seeds, jobs)))
             piekd_cikd.main()
         args, (seeds, _) = asked
+        assert args.runs == shown["runs"]
         settings_of_run = {**vars(args), "seeds": (), "threads": 1, "runs": "elsewhere"}
         for seed in seeds:
             phases = [(1000, 0, [3.0, 4.0, 2.0]), (5000, 1, [3.0, 4.0, 2.0]), (12_000, 2, [3.0, 4.0, 2.0])]
-            make_run(tmp_path, phases[: 3 * (args.method == "cikd")], **settings_of_run | {"seed": seed})
+            make_run(tmp_path / "a b", phases[: 3 * (args.method == "cikd")], **settings_of_run | {"seed": seed})
     kept, save = [], piekd_cikd.save_figure
     with monkeypatch.context() as patch:
         patch.setattr(piekd_cikd, "save_figure", lambda figure, path: kept.append(figure) or save(figure, path))
@@ -789,10 +791,11 @@ def test_the_lines_of_each_figure_are_the_papers():
     def kinds(name):
         return [tuple(sorted(changes.items())) for _, changes in CURVES[name]]
 
-    ensemble, vanilla = (("method", "ensemble"),), (("ensemble_size", 1), ("method", "vanilla"))
+    ensemble = ("interval", 5000), ("method", "ensemble")
+    vanilla = ("ensemble_size", 1), ("interval", 5000), ("method", "vanilla")
     extra = ("share", "extra")
     assert kinds("piekd-3") == [(), ensemble, vanilla]
-    assert kinds("piekd-4") == [(), (*ensemble, extra), (*vanilla, extra)]
+    assert kinds("piekd-4") == [(), (ensemble[1], extra), (vanilla[0], vanilla[2], extra)]
     assert kinds("piekd-5") == [(), (("share", "hardcopy"),), ensemble, vanilla]
     assert kinds("piekd-6") == [(), (("teacher", "random"),), ensemble]
     assert kinds("piekd-7") == [*((("ensemble_size", size),) for size in (2, 3, 5)), ensemble]
@@ -822,7 +825,7 @@ def test_students_that_surpass_their_teacher(tmp_path):
 
 
 def test_figure_of_the_teachers(monkeypatch, tmp_path, capsys):
-    """Who taught when in the first seed; how often in all; students better than teachers by thirds, mean over seeds."""
+    """Who taught when in the first seed; how often in each; students better than teachers by thirds, mean over seeds."""
     first = [phase(2000, 2, 1, 2, 3), phase(3000, 0, 3, 4, 5), phase(6000, 2, 9, 1, 2), phase(11_000, 2, 1, 1, 5)]
     second = [phase(4000, 1, 0, 1, 0), phase(5000, 1, 3, 2, 0), phase(12_000, 2, 1, 2, 0)]
     make_run(tmp_path, first, method="cikd", seed=0)
@@ -831,22 +834,48 @@ def test_figure_of_the_teachers(monkeypatch, tmp_path, capsys):
     figure = drawn(monkeypatch, tmp_path, "cikd-5")
     index, share, thirds, reset = figure.axes
     assert list(zip(*index.lines[0].get_data())) == [(2000, 2), (3000, 0), (6000, 2), (11_000, 2)]
-    assert [bar.get_height() for bar in share.patches] == pytest.approx([1 / 7, 2 / 7, 4 / 7])
+    assert [bar.get_height() for bar in share.patches] == pytest.approx([1 / 4, 0, 3 / 4, 0, 2 / 3, 1 / 3])
+    centres = [bar.get_x() + bar.get_width() / 2 for bar in share.patches]
+    assert np.round(centres).tolist() == [0, 1, 2, 0, 1, 2] and len(set(np.round(centres, 6))) == 6
     # first seed: 2 of 4, 1 of 2, 0 of 2; second: 0 of 2 (at 4000, a third's end), 1 of 2, 2 of 2
     assert [bar.get_height() for bar in thirds.patches] == pytest.approx([0.25, 0.5, 0.5])
     assert lines_of(reset)["ensemble, 1 seed"] == pytest.approx(list(ensemble.max(1)))
     (command,) = commands(capsys.readouterr().out)
     assert command.startswith("python piekd_cikd.py --env Hopper-v4 --total-steps 12000 ")
-    assert command.endswith(" --method cikd --reset-students --seeds 0 1 2")
+    assert " --method cikd --reset-students " in command and command.endswith(f" --runs {tmp_path} --seeds 0 1 2")
 
 
-def test_figure_of_the_best_agents(monkeypatch, tmp_path):
+def test_a_third_without_a_phase(monkeypatch, tmp_path):
+    """Nobody was better there, but nobody was compared either: the figure says so."""
+    make_run(tmp_path, [phase(5000, 0, 3, 4, 2)], method="cikd")
+    thirds = drawn(monkeypatch, tmp_path, "cikd-5").axes[2]
+    assert [bar.get_height() for bar in thirds.patches] == [0, 0.5, 0]
+    assert [(text.get_position()[0], text.get_text()) for text in thirds.texts] == [(0, "no phase"), (2, "no phase")]
+
+
+@pytest.mark.parametrize("changes", [{"interval": 1000}, {"ensemble_size": 2}])
+def test_a_figure_of_other_settings(monkeypatch, tmp_path, capsys, changes):
+    """The interval and the number of agents are those of the command line, where a line has any."""
+    _, means = make_run(tmp_path, **changes)
+    make_run(tmp_path)
+    size = changes.get("ensemble_size", 3)
+    _, rivals = make_run(tmp_path, method="ensemble", ensemble_size=size)
+    lines = lines_of(drawn(monkeypatch, tmp_path, "piekd-3", **changes).axes[0])
+    assert lines["PIEKD, best, 1 seed"] == pytest.approx(list(means.max(1)))
+    assert lines["ensemble, best, 1 seed"] == pytest.approx(list(rivals.max(1)))
+    assert len(commands(capsys.readouterr().out)) == 1  # of vanilla
+
+def test_figure_of_the_best_agents(monkeypatch, tmp_path, capsys):
     """Which agent of an ensemble, and which of independent ones, is best at each evaluation."""
     _, together = make_run(tmp_path, method="ensemble", seed=0)
     make_run(tmp_path, method="ensemble", seed=1)
-    alone = np.stack([make_run(tmp_path, method="vanilla", seed=seed)[1][:, 0] for seed in range(4)], axis=1)
+    alone = np.stack([make_run(tmp_path, method="vanilla", seed=seed)[1][:, 0] for seed in range(2)], axis=1)
+    with pytest.raises(SystemExit):  # three against two
+        drawn(monkeypatch, tmp_path, "cikd-9")
+    assert "3 seeds of --method vanilla" in capsys.readouterr().err
+    alone = np.column_stack([alone, *(make_run(tmp_path, method="vanilla", seed=seed)[1] for seed in (2, 3))])
     figure = drawn(monkeypatch, tmp_path, "cikd-9")
-    for (left, right), returns in ((figure.axes[:2], together), (figure.axes[2:], alone)):
+    for (left, right), returns in ((figure.axes[:2], together), (figure.axes[2:], alone[:, :3])):
         best = [int(np.argmax(row)) for row in returns]
         assert list(zip(*left.lines[0].get_data())) == list(zip((STEP, 2 * STEP, 3 * STEP), best))
         shares = [best.count(k) / 3 for k in range(returns.shape[1])]
@@ -874,7 +903,7 @@ def meaning(thing):
     return ast.dump(tree)
 
 REPEATED = """two_layers SquashedActor TwinCritic squashed_policy squash sac_targets sac_critic_loss sac_actor_loss
-temperature_loss gradient_of SACLearner sac_step sac_update sac_batch"""
+temperature_loss gradient_of SACLearner sac_critic_step sac_actor_step SACUpdate sac_batch"""
 
 @pytest.mark.parametrize("name", REPEATED.split())
 def test_what_both_scripts_define_is_the_same(name):
