@@ -64,6 +64,7 @@ import os
 import platform
 import queue
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -351,6 +352,16 @@ def find_runs(args, script: str, by: tuple[str, ...]) -> dict[tuple, list[Path]]
         runs.sort(key=lambda run: (run[0]["seed"], run[0].get("evaluations", 0), str(run[1])))
         chosen[key] = list({settings["seed"]: path for settings, path in runs}.values())
     return chosen
+
+
+def as_command(script: str, settings: dict) -> str:
+    """The command line that says these settings."""
+    words = ["python", script]
+    for name, value in settings.items():
+        words.append(("--no-" if value is False else "--") + name.replace("_", "-"))
+        if not isinstance(value, bool):
+            words += map(str, value if isinstance(value, tuple) else (value,))
+    return shlex.join(words)
 
 
 class Progress:

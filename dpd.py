@@ -60,10 +60,10 @@ import torch
 from torch import nn
 
 from baselines import (
-    COLOURS, CYCLE, CYCLES, STYLES, Adam, ParameterNoise, Progress, ReplayBuffer, Rollout, Run, RunningNorm, Stream,
-    check_args, check_buffer_args, discounted_sums, evaluate, fail, find_runs, gae, make_envs, millions, new_figure,
-    numpy_policy, one_vector, parse_args, reach_of, read_csv, report, rollout, run_seeds, save_figure, set_up_torch,
-    steps_of, training_curve,
+    COLOURS, COMPARED, CYCLE, CYCLES, FREE_SETTINGS, STYLES, Adam, ParameterNoise, Progress, ReplayBuffer, Rollout,
+    Run, RunningNorm, Stream, as_command, check_args, check_buffer_args, discounted_sums, evaluate, fail, find_runs,
+    gae, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, reach_of, read_csv, report, rollout,
+    run_seeds, save_figure, set_up_torch, steps_of, training_curve,
 )
 from randomised_envs import sample_domain
 
@@ -653,10 +653,13 @@ def finish_iteration(args, run, envs, learners, parts, rows, iteration, iteratio
 def look_up(args, by: tuple[str, ...]) -> dict[tuple, list[Path]]:
     """Finished runs with these settings, by method (and environment), and which command makes what is missing."""
     found = find_runs(args, "dpd", by)
+    given = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
+    given = {name: value for name, value in given.items() if name not in FREE_SETTINGS | COMPARED - {"evaluations"}}
     for method in ("dpd", "vanilla"):
         if method not in {key[by.index("method")] for key in found}:
-            command = f"python dpd.py --env {args.env} --base {args.base} --method {method} --total-steps {args.total_steps}"
-            print(f"no finished runs yet of what this command makes:\n    {command} --seeds 0 1 2")
+            settings = {"env": args.env, "base": args.base, "method": method, "total_steps": args.total_steps} | given
+            settings |= {"method": method, "runs": args.runs, "seeds": (0, 1, 2)}
+            print(f"no finished runs yet of what this command makes:\n    {as_command('dpd.py', settings)}")
     if not found:
         fail(f"nothing to draw below {args.runs}/")
     return found

@@ -96,10 +96,10 @@ import torch
 from torch import nn
 
 from baselines import (
-    CENTRE, COLOURS, COMPARED, FREE_SETTINGS, Adam, Progress, Rollout, Run, RunningNorm, check_args, discounted_sums,
-    draw_run, episode_returns, evaluate, fail, find_runs, gae, held_out_domains, make_envs, millions, new_figure,
-    numpy_policy, one_vector, parse_args, plot_interval, read_csv, report, rollout, run_seeds, save_figure,
-    set_up_torch, steps_of, test_curve, test_returns, training_curve,
+    CENTRE, COLOURS, COMPARED, FREE_SETTINGS, Adam, Progress, Rollout, Run, RunningNorm, as_command, check_args,
+    discounted_sums, draw_run, episode_returns, evaluate, fail, find_runs, gae, held_out_domains, make_envs,
+    millions, new_figure, numpy_policy, one_vector, parse_args, plot_interval, read_csv, report, rollout, run_seeds,
+    save_figure, set_up_torch, steps_of, test_curve, test_returns, training_curve,
 )
 from randomised_envs import Domain, sample_domain
 
@@ -590,9 +590,7 @@ def look_up(args, wanted: list[dict]) -> dict[tuple, list[Path]]:
         apart = [name for name in flags if name not in ("env", "method", "eps_tr", "total_steps")]
         names = (name + "-".join(f"{value}" for value in np.atleast_1d(flags[name])) for name in apart)
         flags["runs"] = "/".join([args.runs, *names])
-        values = ("" if value is True else " ".join(map(str, np.atleast_1d(value))) for value in flags.values())
-        options = (f"--{name.replace('_', '-')} {value}".rstrip() for name, value in zip(flags, values))
-        print("    python p2pdrl.py", *options, "--seeds 0 1 2")
+        print("    " + as_command("p2pdrl.py", flags | {"seeds": (0, 1, 2)}))
     if not found:
         fail(f"nothing to draw below {args.runs}/")
     return found

@@ -59,7 +59,6 @@ To use it elsewhere, copy piekd_cikd.py, baselines.py and randomised_envs.py.
 
 import copy
 import math
-import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -71,9 +70,9 @@ import torch
 from torch import nn
 
 from baselines import (
-    COLOURS, FREE_SETTINGS, ROW, STYLES, Adam, Progress, ReplayBuffer, Run, Stream, Transitions, bootstrap, check_args,
-    check_buffer_args, evaluate, fail, find_runs, make_envs, millions, new_figure, numpy_network, one_vector,
-    parse_args, reach_of, read_csv, report, run_seeds, save_figure, set_up_torch,
+    COLOURS, FREE_SETTINGS, ROW, STYLES, Adam, Progress, ReplayBuffer, Run, Stream, Transitions, as_command,
+    bootstrap, check_args, check_buffer_args, evaluate, fail, find_runs, make_envs, millions, new_figure,
+    numpy_network, one_vector, parse_args, reach_of, read_csv, report, run_seeds, save_figure, set_up_torch,
 )
 
 
@@ -628,14 +627,9 @@ def command(args, changes: dict) -> str:
         shown["runs"] = args.runs
     if shown["method"] == "vanilla":
         del shown["ensemble_size"]
-    words = []
-    for name, value in shown.items():
-        if name in changes and name != "method" and value == getattr(Args, name):
-            continue  # as usual
-        words.append("--" + name.replace("_", "-"))
-        if value is not True:
-            words += map(str, value if isinstance(value, tuple) else (value,))
-    return shlex.join(["python", "piekd_cikd.py", *words, "--seeds", "0", "1", "2"])
+    usual = [name for name in changes if name != "method" and shown.get(name) == getattr(Args, name)]
+    shown = {name: value for name, value in shown.items() if name not in usual}
+    return as_command("piekd_cikd.py", shown | {"seeds": (0, 1, 2)})
 
 
 def look_up(args, lines) -> dict[str, list[Path]]:

@@ -1870,7 +1870,7 @@ def test_sac_is_a_plain_loop(tmp_path, monkeypatch):
     assert all((vector - before).abs().max() > 1e-4 for vector, before in zip(learner.vectors, first))
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 def test_sac_that_is_not_finite_stops(tmp_path, monkeypatch, capsys):
     """The step is named, the status is 1."""
     monkeypatch.setattr(baselines, "ROW", 40)

@@ -665,7 +665,7 @@ def test_bad_input(monkeypatch, tmp_path, capsys, options, word):
     assert exit_.value.code == 2 and len(err.splitlines()) == 1 and word in err, err
     assert not list(tmp_path.iterdir())
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 def test_what_is_not_finite_stops_the_run(monkeypatch, tmp_path, capsys):
     """The step and the agent are named, the status is 1."""
     with pytest.raises(SystemExit) as exit_:
