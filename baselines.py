@@ -1536,9 +1536,17 @@ def ddpg(args):
 # ---------------------------------------------------------------------------------------------------------
 
 
+def glorot(module: nn.Module):
+    """Begin with weights uniform within +- sqrt(6 / (inputs + outputs)) and no biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
 def two_layers(inputs: int, outputs: int) -> nn.Sequential:
     """Two hidden layers of 256 ReLU."""
-    return nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs))
+    layers = nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs)
+    return nn.Sequential(*layers).apply(glorot)
 
 
 class SquashedActor(nn.Module):

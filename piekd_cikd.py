@@ -44,6 +44,7 @@ Where this differs from, or completes, the papers
 * `--share extra` gives each agent as many updates of its own as a student would have minibatches, and always counts
   as PIEKD does.
 * SAC is that of baselines.py: the settings of its paper, no normalisation of observations, a time limit is no death.
+  Networks begin with Glorot's uniform weights and no biases, as in the released code; no paper says.
 * Each agent learns at each step from a minibatch of its own. (Algorithm 1 updates after an episode, CIKD's
   after E of them.)
 * `--eps-tr` trains under domain randomisation, which the papers did not try; a new domain for each episode.
@@ -134,9 +135,17 @@ class Args:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def glorot(module: nn.Module):
+    """Begin with weights uniform within +- sqrt(6 / (inputs + outputs)) and no biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
 def two_layers(inputs: int, outputs: int) -> nn.Sequential:
     """Two hidden layers of 256 ReLU."""
-    return nn.Sequential(nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs))
+    layers = nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, outputs)
+    return nn.Sequential(*layers).apply(glorot)
 
 
 class SquashedActor(nn.Module):
@@ -433,9 +442,8 @@ def reset_networks(student, seed: int):
     """Give the student a new policy and a new critic, as at the beginning."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for module in (*student.actor.modules(), *student.critic.modules()):
-            if isinstance(module, nn.Linear):
-                module.reset_parameters()
+        student.actor.apply(glorot)
+        student.critic.apply(glorot)
 
 
 def teach(agents, teacher: int, buffer, compiled_steps, args, phase_number: int) -> list[list[float]]:

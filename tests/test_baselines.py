@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import json
 import math
+import shlex
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -1021,6 +1022,23 @@ def test_every_setting_of_the_script_has_an_option(monkeypatch):
     assert all(action.help for action in shown)
 
 
+def test_settings_as_a_command(monkeypatch):
+    """What a shell reads in the printed line gives the same settings, flags that are off and odd folders included."""
+    @dataclasses.dataclass
+    class Some:
+        compile: bool = True  # whether
+        overwrite: bool = False  # whether
+        total_steps: int = 5  # steps
+        eps_te: tuple[float, ...] = (0.0,)  # strengths
+        runs: str = "runs"  # folder
+
+    settings = {"compile": False, "overwrite": True, "total_steps": 7, "eps_te": (0.0, 0.5), "runs": "my runs/$x"}
+    words = shlex.split(baselines.as_command("some.py", settings))
+    assert words[:2] == ["python", "some.py"]
+    monkeypatch.setattr(sys, "argv", words[1:])
+    assert vars(baselines.parse_args(Some, "")) == settings
+
+
 # Run folder ----------------------------------------------------------------------------------------------
 
 
@@ -1558,7 +1576,7 @@ def test_sac_targets_sample_by_sample():
 
     By the target critic and the present actor; where the episode was cut but nobody died, the future counts.
     """
-    learner, _ = sac_learner()
+    learner, _ = sac_learner(1)
     batch, alpha, noise = transitions(), torch.tensor([0.3]), torch.randn(12, ACT)
     targets = baselines.sac_targets(learner.actor, learner.target_critic, alpha, batch, noise, 0.9)
     smaller = set()
@@ -1671,7 +1689,8 @@ def test_a_sac_update_the_ordinary_way(threads):
         expected = [critic_loss.item(), actor_loss.item(), -log_probs.mean().item(), alpha.item()]
         assert told.tolist() == pytest.approx(expected, rel=1e-3)
     slow = [torch.cat([p.detach().flatten() for p in network.parameters()]) for network in (actor, critic, target)]
-    near, far = (2e-6, 2e-6, 1e-7, 2e-6), (1e-3, 1e-3, 1e-5, 1e-3)
+    # Adam's step of 3e-4 is unsure where a gradient is hardly more than float32's rounding.
+    near, far = (1e-5, 1e-5, 1e-7, 2e-6), (1e-3, 1e-3, 1e-5, 1e-3)
     for vector, expected, before, atol, moved in zip(learner.vectors, [*slow, log_alpha.detach()], start, near, far):
         torch.testing.assert_close(vector.detach().double(), expected, rtol=0, atol=atol)
         assert (vector - before).abs().max() > moved

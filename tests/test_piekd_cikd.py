@@ -278,6 +278,25 @@ def test_extra_updates(tmp_path, number):
             assert after[f"{name}.steps"] - before[k][f"{name}.steps"] == 10
         assert changed(before[k], after) == set(agent.parts())
 
+def check_beginning(learner):
+    """Glorot and Bengio (2010), Eq. (16): uniform, with a variance of 2 / (inputs + outputs); no biases."""
+    for network in (learner.actor.net, *learner.critic.nets):
+        layers = [module for module in network if isinstance(module, nn.Linear)]
+        assert [layer.out_features for layer in layers[:2]] == [256, 256] and len(layers) == 3
+        for layer in layers:
+            bound = math.sqrt(6 / (layer.in_features + layer.out_features))
+            assert 0.8 * bound < layer.weight.abs().max() <= bound and not layer.bias.any()
+            assert layer.weight.var().item() == pytest.approx(2 / (layer.in_features + layer.out_features), rel=0.3)
+
+def test_networks_at_the_beginning():
+    """Drawn anew for each network, but for the target critic, which begins as the critic."""
+    learner = piekd_cikd.SACLearner(11, np.ones(3, np.float32), settings())
+    check_beginning(learner)
+    first, second = learner.critic.nets
+    assert not torch.equal(first[2].weight, second[2].weight)
+    assert not torch.equal(first[2].weight, learner.actor.net[2].weight)
+    assert torch.equal(learner.vectors[1], learner.vectors[2]) and learner.vectors[1] is not learner.vectors[2]
+
 def test_students_are_reset_before_they_are_taught(tmp_path, monkeypatch):
     """Distillation begins from networks as at the beginning, others for each student and phase; their Adams stay."""
     buffer, starts = memory(tmp_path / "buffer"), []
@@ -287,11 +306,7 @@ def test_students_are_reset_before_they_are_taught(tmp_path, monkeypatch):
 
         def look(student, teacher, *rest):
             starts.append(student.vectors[0].detach().clone())
-            for network in (student.actor.net, *student.critic.nets):
-                for layer in (module for module in network if isinstance(module, nn.Linear)):
-                    bound = 1 / math.sqrt(layer.in_features)
-                    assert 0.8 * bound < layer.weight.abs().max() <= bound and layer.bias.abs().max() <= bound
-                    assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
+            check_beginning(student)
             return [0.0, 0.0]
 
         with monkeypatch.context() as patch:
@@ -902,7 +917,7 @@ def meaning(thing):
             node.body = node.body[1:]
     return ast.dump(tree)
 
-REPEATED = """two_layers SquashedActor TwinCritic squashed_policy squash sac_targets sac_critic_loss sac_actor_loss
+REPEATED = """glorot two_layers SquashedActor TwinCritic squashed_policy squash sac_targets sac_critic_loss sac_actor_loss
 temperature_loss gradient_of SACLearner sac_critic_step sac_actor_step SACUpdate sac_batch"""
 
 @pytest.mark.parametrize("name", REPEATED.split())
