@@ -4,7 +4,8 @@
     python baselines.py --algo ppo --env Hopper-v4 --seeds 0 1 2 --jobs 2
     python baselines.py --algo ddpg --env HalfCheetah-v4 --total-steps 3e5
     python baselines.py --algo sac --env Hopper-v4 --total-steps 2e5
-    python baselines.py --curves                                       # the learning curves of all such runs
+    python baselines.py --curves                     # learning curves of all runs that have a million steps
+    python baselines.py --curves --total-steps 3e5   # or of those that have these: other settings likewise
 
 Part 1 is what is *not* the algorithms: command line, run folder, rollouts, advantages, evaluation, curves.
 A reader of an algorithm can take it on trust: each piece says in its first line what it does.
@@ -33,7 +34,13 @@ without them only.)
     target_actor, ...   | mu', Q'          |
     targets             | y                | (N,)
 
-SAC: Haarnoja et al., "Soft actor-critic algorithms and applications" (2018); equation numbers refer to it.
+SAC: Haarnoja et al., "Soft actor-critic algorithms and applications" (2018); equation numbers refer to it. Networks
+begin with Glorot's uniform weights and biases of 0. All gradients of an update are taken where the parameters are
+before it, so that they can be worked out at the same time. (Elsewhere the actor's goes through the new critic.)
+
+    L^Q     = E[1/2 (Q_i(s, a) - y)^2],  y = r + gamma (min_j Q'_j(s', a') - alpha log pi(a'|s'))      Eq. (5), (6)
+    L^pi    = E[alpha log pi(a|s) - min_j Q_j(s, a)]                                                       Eq. (9)
+    L^alpha = -alpha E[log pi(a|s) - dim(A)]                                                              Eq. (18)
 
     actor, critic       | pi(a|s), Q_1, Q_2 | (N, act) mean and log_std before the squash, (2, N)
     target_critic       | Q'_1, Q'_2        |
@@ -43,12 +50,12 @@ SAC: Haarnoja et al., "Soft actor-critic algorithms and applications" (2018); eq
 
 You should know
 ---------------
-* A time limit is not a death. When an episode is cut (by the limit, or because the batch is full), its future
-  is still worth V(last observation); only where the robot really fell is it worth nothing.
-* The observation normaliser is part of the policy, saved with it and frozen while a batch is in use, so that
-  the policy that collected the data is the policy in the ratio's denominator.
-* Rewards are divided by the running standard deviation of the discounted return, never shifted: shifting
-  would change which behaviour is best wherever episodes can end early.
+* A time limit is not a death. When an episode is cut (by the limit, or because PPO's batch is full), its future
+  is still worth what the critic says of the last observation; only where the robot really fell is it worth nothing.
+* An observation normaliser is part of the policy and saved with it. PPO's is frozen while a batch is in use, so that
+  the policy that collected the data is the policy in the ratio's denominator. SAC has none.
+* PPO divides rewards by the running standard deviation of the discounted return, and never shifts them: shifting
+  would change which behaviour is best wherever episodes can end early. DDPG and SAC take them as they are.
 * Every random number comes from a generator keyed by (seed, agent, iteration). So a run needs no hidden state
   to be resumed to the bit, and the number of threads cannot change it.
 """
@@ -974,6 +981,11 @@ def new_figure(columns: int = 1, rows: int = 1):
     return figure, list(axes.flat)
 
 
+def with_seeds(label: str, number: int) -> str:
+    """A label that says of how many seeds it is."""
+    return f"{label}, {number} seed" + ("s" if number != 1 else "")
+
+
 def millions(axis):
     """Label a horizontal axis of environment steps."""
     from matplotlib.ticker import EngFormatter
@@ -1040,7 +1052,7 @@ class Args:
     algo: Literal["ppo", "ddpg", "sac"] = "ppo"  # the algorithm
     env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment
     xml_file: str = ""  # an MJCF file of your own in place of the environment's (v5 environments)
-    eps_tr: float = 0.0  # strength of the randomisation in training, in [0, 1]; a new domain for each iteration
+    eps_tr: float = 0.0  # strength of the randomisation in training, in [0, 1]; a new domain for each iteration (PPO) or episode
     init: Literal["root", "joints"] = "root"  # what randomisation moves as initial position
 
     # all
@@ -1059,7 +1071,7 @@ class Args:
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
 
     # DDPG and SAC
-    tau: float | None = None  # of the target networks' way to the networks, at each update; .01 (DDPG) or .005 (SAC)
+    tau: float | None = None  # part of the way to the networks that targets go at each update; .01 (DDPG) or .005
     batch_size: int | None = None  # transitions for an update; 64 or 256
     warm_up: int = 10_000  # steps with random actions at the beginning
     buffer_size: int = 1_000_000  # transitions that are remembered
@@ -1084,7 +1096,7 @@ class Args:
     seed: int = 0  # of everything random
     seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
     jobs: int = 2  # how many of these at a time
-    threads: int = 0  # at work at the same time; 0: one for each core
+    threads: int = 0  # threads that work at the same time; 0: one for each core
     device: str = "cpu"  # of the networks: cpu or cuda
     compile: bool = True  # compile the gradient computation where a C++ compiler is found
     checkpoint_every: int = 20  # iterations between checkpoints
@@ -1537,7 +1549,7 @@ def ddpg(args):
 
 
 def glorot(module: nn.Module):
-    """Begin with weights uniform within +- sqrt(6 / (inputs + outputs)) and no biases."""
+    """Begin with weights uniform within +- sqrt(6 / (inputs + outputs)) and biases of 0."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
@@ -1786,11 +1798,21 @@ def sac(args):
 # ---------------------------------------------------------------------------------------------------------
 
 
+def with_usual(args, algo: str):
+    """The settings of this algorithm: what is None is as usual for it."""
+    return dataclasses.replace(args, **{name: value for name, value in USUAL[algo].items() if getattr(args, name) is None})
+
+
 def draw_curves(args):
     """Learning curves of all finished runs with these settings, a panel for each environment; final returns as text."""
-    found = find_runs(args, "baselines", ("env", "algo"))
+    found = {}
+    for (env, algo, *values), paths in find_runs(args, "baselines", ("env", "algo", "tau", "batch_size")).items():
+        if values == [getattr(with_usual(args, algo), name) for name in ("tau", "batch_size")]:
+            found[env, algo] = paths
     if not found:
-        command = f"python baselines.py --env {args.env} --seeds 0 1 2"
+        settings = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
+        settings = {"algo": args.algo, "env": args.env} | settings | {"seeds": (0, 1, 2)}
+        command = as_command("baselines.py", {name: settings[name] for name in settings if name not in ("curves", "seed")})
         fail(f"no finished runs below {args.runs}/ with these settings: {command} makes some")
     environments = sorted({env for env, _ in found})
     figure, axes = new_figure(columns=len(environments))
@@ -1799,7 +1821,7 @@ def draw_curves(args):
             paths = found[env, algo]
             points = np.unique(read_csv(paths[0] / "log.csv")["step"])
             curves = np.stack([training_curve(path, points) for path in paths])
-            plot_interval(axis, points, curves, f"{algo}, {len(paths)} seeds", index)
+            plot_interval(axis, points, curves, with_seeds(algo, len(paths)), index)
             finals = [test_returns(path)[1][0] for path in paths]  # at the smallest eps_te
             print(f"{env} {algo}: return with mean actions at eps_te = {min(args.eps_te):g}, by seed: "
                   f"{' '.join(f'{value:.0f}' for value in finals)}; mean {np.mean(finals):.0f}, "
@@ -1807,23 +1829,21 @@ def draw_curves(args):
         millions(axis)
         axis.set(title=env, ylabel="training return")
         axis.legend(loc="best")
-    figure.suptitle("mean over seeds, 95 % bootstrap interval; each curve a mean of 20 iterations", fontsize=10)
+    figure.suptitle("mean over seeds, 95 % bootstrap interval; each curve a mean of 20 rows of the log", fontsize=10)
     path = Path(args.runs) / "curves.png"
     save_figure(figure, path)
     print(f"figure: {path}")
 
 
 def main():
-    args = parse_args(Args, "PPO, DDPG or SAC for one agent.")
-    for name, value in USUAL[args.algo].items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    given = parse_args(Args, "PPO, DDPG or SAC for one agent.")
+    args = with_usual(given, given.algo)
     steps = {"ppo": args.steps_per_iteration, "ddpg": CYCLE * CYCLES, "sac": ROW}[args.algo]
     check_args(args, steps=steps)
     if args.algo != "ppo":
         check_buffer_args(args, steps)
     if args.curves:
-        draw_curves(args)
+        draw_curves(given)
     elif args.seeds:
         make_envs(args, 1)
         run_seeds(args.seeds, args.jobs)

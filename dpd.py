@@ -63,7 +63,7 @@ from baselines import (
     COLOURS, COMPARED, CYCLE, CYCLES, FREE_SETTINGS, STYLES, Adam, ParameterNoise, Progress, ReplayBuffer, Rollout,
     Run, RunningNorm, Stream, as_command, check_args, check_buffer_args, discounted_sums, evaluate, fail, find_runs,
     gae, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, reach_of, read_csv, report, rollout,
-    run_seeds, save_figure, set_up_torch, steps_of, training_curve,
+    run_seeds, save_figure, set_up_torch, steps_of, training_curve, with_seeds,
 )
 from randomised_envs import sample_domain
 
@@ -93,7 +93,7 @@ class Args:
     actor_learning_rate: float = 1e-4  # Adam's
     critic_learning_rate: float = 1e-3  # Adam's
     critic_decay: float = 1e-2  # L2 regularisation of the critic's hidden weights
-    tau: float = 0.01  # of the target networks' way to the networks, at each update
+    tau: float = 0.01  # part of the way to the networks that targets go at each update
     batch_size: int = 64  # transitions for an update
     buffer_size: int = 1_000_000  # transitions that each learner remembers
     updates: int = 50  # for every 100 steps of a learner
@@ -687,7 +687,7 @@ def figure_2(args):
                 agents = range(2 if method == "dpd" else 1)
                 curves = [over_learners([training_curve(path, steps, agent) for agent in agents], axis=0) for path in paths]
                 mean, std = np.mean(curves, axis=0), np.std(curves, axis=0)
-                axis.plot(steps, mean, color=COLOURS[index], linestyle=STYLES[index], label=f"{label}, {len(paths)} seeds")
+                axis.plot(steps, mean, color=COLOURS[index], linestyle=STYLES[index], label=with_seeds(label, len(paths)))
                 axis.fill_between(steps, mean - std, mean + std, color=COLOURS[index], alpha=0.15, linewidth=0)
         millions(axis)
         axis.set(xlabel="environment steps, all learners", ylabel="training return")

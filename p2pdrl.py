@@ -99,7 +99,7 @@ from baselines import (
     CENTRE, COLOURS, COMPARED, FREE_SETTINGS, Adam, Progress, Rollout, Run, RunningNorm, as_command, check_args,
     discounted_sums, draw_run, episode_returns, evaluate, fail, find_runs, gae, held_out_domains, make_envs,
     millions, new_figure, numpy_policy, one_vector, parse_args, plot_interval, read_csv, report, rollout, run_seeds,
-    save_figure, set_up_torch, steps_of, test_curve, test_returns, training_curve,
+    save_figure, set_up_torch, steps_of, test_curve, test_returns, training_curve, with_seeds,
 )
 from randomised_envs import Domain, sample_domain
 
@@ -607,7 +607,7 @@ def learning_curves(axis, runs: dict[str, list[Path]]):
     for name, paths in runs.items():
         steps = np.unique(read_csv(paths[0] / "log.csv")["step"])
         curves = np.stack([training_curve(path, steps) for path in paths])
-        plot_interval(axis, steps, curves, f"{name}, {len(paths)} seeds", METHODS.index(name))
+        plot_interval(axis, steps, curves, with_seeds(name, len(paths)), METHODS.index(name))
     millions(axis)
     axis.set_ylabel("training return")
 
@@ -616,7 +616,7 @@ def test_curves(axis, runs: dict[str, list[Path]]):
     """Return in held-out domains against their strength, a line for each method."""
     for name, paths in runs.items():
         strengths, values = test_returns(paths[0])[0], np.stack([test_returns(path)[1] for path in paths])
-        plot_interval(axis, strengths, values, f"{name}, {len(paths)} seeds", METHODS.index(name), marker="o", markersize=4)
+        plot_interval(axis, strengths, values, with_seeds(name, len(paths)), METHODS.index(name), marker="o", markersize=4)
         print(f"{axis.get_title()} {name}, by seed: " + "; ".join(
             f"eps_te {eps:g}: {' '.join(f'{value:.0f}' for value in column)}" for eps, column in zip(strengths, values.T)))
     axis.set(xlabel="eps_te, strength of the randomisation", ylabel="return in held-out domains, mean action")
@@ -651,7 +651,7 @@ def figures_2_and_6(args):
         trained = [[training_curve(path, read_csv(path / "log.csv")["step"][-1:])[0] for path in row] for row in runs]
         tested = [[test_return(envs, path, args) for path in row] for row in runs]
         for axis, values in ((left, trained), (right, tested)):
-            label, index = f"{method}, {seeds} seeds", METHODS.index(method)
+            label, index = with_seeds(method, seeds), METHODS.index(method)
             plot_interval(axis, strengths, np.array(values), label, index, marker="o", markersize=4)
     left.set(title="training domains, last 20 iterations", ylabel="return, actions sampled")
     right.set(title=f"held-out domains, eps_te = {EPS_TEST:g}", ylabel="return, mean action")
@@ -771,7 +771,7 @@ def figure_8bc(args):
         if paths:
             steps = np.unique(read_csv(paths[0] / "log.csv")["step"])
             curves = np.stack([training_curve(path, steps, column="gradient_variance") for path in paths])
-            plot_interval(axis, steps, curves, f"{method}, {len(paths)} seeds", METHODS.index(method))
+            plot_interval(axis, steps, curves, with_seeds(method, len(paths)), METHODS.index(method))
     millions(axis)
     axis.set_ylabel("log variance of the gradient")
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean over agents and seeds, 95 % bootstrap interval"
@@ -801,7 +801,7 @@ def figure_9(args):
                 steps = max((curve[0] for curve in curves), key=len)
                 curves = np.stack([curve[1] for curve in curves if len(curve[0]) == len(steps)])  # evaluated as often
                 x = steps / agents if axis is left else steps
-                label, index = f"K = {agents}, {len(curves)} seeds", int(math.log2(agents))
+                label, index = with_seeds(f"K = {agents}", len(curves)), int(math.log2(agents))
                 plot_interval(axis, x, curves, label, index, marker="o", markersize=3)
         millions(axis)
         axis.set_ylabel(f"test return, eps_te = {eps:g}")
@@ -833,7 +833,7 @@ def figure_map(args):
         picture = axis.pcolormesh(winds, masses, maps[method], vmin=0, vmax=highest, cmap="viridis", shading="nearest")
         trained = {"xy": (-5 * args.eps_tr, 1 - 0.5 * args.eps_tr), "width": 10 * args.eps_tr, "height": args.eps_tr}
         axis.add_patch(Rectangle(**trained, fill=False, edgecolor="white", linestyle="--"))
-        axis.set(title=f"{method}, {len(found[method,])} seeds", xlabel="wind, N", ylabel="mass, factor of nominal")
+        axis.set(title=with_seeds(method, len(found[method,])), xlabel="wind, N", ylabel="mass, factor of nominal")
         axis.grid(False)
     figure.colorbar(picture, ax=axes, label="return, mean action")
     return figure, f"{args.env}; dashed: the domains of training, eps_tr = {args.eps_tr:g}; mean over seeds and peers"

@@ -29,24 +29,26 @@ lines 19 and 20 do not, but a teacher that is distilled into itself does not cha
 Where this differs from, or completes, the papers
 -------------------------------------------------
 * A phase begins at the first end of an episode at which the counter has reached the interval. (CIKD's line 20 asks
-  for a multiple of the interval, which ends of episodes seldom hit; the released code interrupts episodes.)
+  for a multiple of the interval, which ends of episodes seldom hit, and only after every E episodes, E not given.
+  The released code distils in the middle of an episode.)
 * The counter begins when the random steps at the beginning are over, and returns of episodes that began before that
   are nobody's. An agent without an episode is never elected; of equals the first one is.
 * The KL of squashed Gaussians is that of the Gaussians before the squash: tanh is one-to-one, and the KL does not
   change when both variables go through the same one-to-one map.
-* A phase is `--distill-epochs` passes over the buffer in minibatches, with an Adam of its own for each network, which
-  is forgotten afterwards (`--distill-updates` for a fixed number of minibatches). The students' own optimisers are not
-  touched. (In the released code they go on with the learning rate and the running means of the distillation.)
+* A phase is `--distill-epochs` passes over the buffer in minibatches, each pass in a new random order (the released
+  code takes consecutive transitions), with an Adam of its own for each network, which is forgotten afterwards
+  (`--distill-updates` for a fixed number of minibatches). The students' own optimisers are not touched. (In the
+  released code they go on with the learning rate and the running means of the distillation.)
 * Q_1 is distilled into Q_1 and Q_2 into Q_2. Target critics are not distilled, but take one step of their usual kind
   towards the critic after the phase; the temperature is left alone.
 * A student whose networks are copied or reset keeps its target critics (but for that one step), its temperature and
-  its optimisers all the same, so that every ablation changes one thing.
-* `--share extra` gives each agent as many updates of its own as a student would have minibatches, and always counts
-  as PIEKD does.
-* SAC is that of baselines.py: the settings of its paper, no normalisation of observations, a time limit is no death.
-  Networks begin with Glorot's uniform weights and no biases, as in the released code; no paper says.
-* Each agent learns at each step from a minibatch of its own. (Algorithm 1 updates after an episode, CIKD's
-  after E of them.)
+  its optimisers all the same, so that every ablation changes one thing. (Where the released code copies networks, it
+  copies the state of their optimisers too, and the targets take no step.)
+* `--share extra` gives each agent as many updates of its own as a student would have minibatches: of policy and
+  critics, as the papers say (the released code leaves the critics out). It always counts as PIEKD does.
+* Each agent learns at each step from a minibatch of its own. (Both algorithms update after an episode.)
+* SAC is that of baselines.py, where its own decisions stand. Its networks begin as in the released code; the papers
+  say "uniform", and not how wide.
 * `--eps-tr` trains under domain randomisation, which the papers did not try; a new domain for each episode.
 
 Commands, on a laptop
@@ -73,7 +75,7 @@ from torch import nn
 from baselines import (
     COLOURS, FREE_SETTINGS, ROW, STYLES, Adam, Progress, ReplayBuffer, Run, Stream, Transitions, as_command,
     bootstrap, check_args, check_buffer_args, evaluate, fail, find_runs, make_envs, millions, new_figure,
-    numpy_network, one_vector, parse_args, reach_of, read_csv, report, run_seeds, save_figure, set_up_torch,
+    numpy_network, one_vector, parse_args, reach_of, read_csv, report, run_seeds, save_figure, set_up_torch, with_seeds,
 )
 
 
@@ -86,14 +88,14 @@ class Args:
     init: Literal["root", "joints"] = "root"  # what randomisation moves as initial position
 
     # ensemble
-    method: Literal["piekd", "cikd", "ensemble", "vanilla"] = "piekd"  # ensemble: nothing is distilled; vanilla: K = 1
+    method: Literal["piekd", "cikd", "ensemble", "vanilla"] = "piekd"  # ensemble: no distillation; vanilla: K = 1
     ensemble_size: int = 3  # K
     total_steps: int = 1_000_000  # environment steps
     recent: int = 5  # M, episodes over which an agent's return is averaged for the election
 
     # distillation
     interval: int = 5000  # I, environment steps between phases of distillation
-    share: Literal["distil", "hardcopy", "extra"] = "distil"  # or copy the teacher's networks; or learn on, as often
+    share: Literal["distil", "hardcopy", "extra"] = "distil"  # a phase: distil; copy networks; or more updates of SAC
     teacher: Literal["best", "random"] = "best"  # who teaches
     distil: Literal["both", "policy", "critic"] = "both"  # what is taught
     reset_students: bool = False  # begin each phase with new networks for the students
@@ -104,7 +106,7 @@ class Args:
     # SAC
     learning_rate: float = 3e-4  # Adam's
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # of the target critics' way to the critics, at each update
+    tau: float = 0.005  # part of the way to the critics that targets go at each update
     batch_size: int = 256  # transitions for an update, and for one of distillation
     buffer_size: int = 1_000_000  # transitions that are remembered, of all agents together
     warm_up: int = 10_000  # steps with random actions at the beginning
@@ -113,13 +115,13 @@ class Args:
     # evaluation
     eps_te: tuple[float, ...] = (0.0,)  # strengths of the test domains
     eval_domains: int = 20  # held-out domains for each strength, one episode in each
-    evaluate_every: int = 10_000  # environment steps
+    evaluate_every: int = 10_000  # environment steps between evaluations
 
     # run
     seed: int = 0  # of everything random
     seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
     jobs: int = 2  # how many of these at a time
-    threads: int = 0  # at work at the same time; 0: one for each core
+    threads: int = 0  # threads that work at the same time; 0: one for each core
     device: str = "cpu"  # of the networks: cpu or cuda
     compile: bool = True  # compile the gradient computations where a C++ compiler is found
     checkpoint_every: int = 5  # rows of the log, of 1000 steps each, between checkpoints
@@ -136,7 +138,7 @@ class Args:
 
 
 def glorot(module: nn.Module):
-    """Begin with weights uniform within +- sqrt(6 / (inputs + outputs)) and no biases."""
+    """Begin with weights uniform within +- sqrt(6 / (inputs + outputs)) and biases of 0."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
@@ -682,8 +684,7 @@ def draw_lines(axis, args, chosen: dict[str, list[Path]], worst: bool):
         best = np.stack([means.max(1) for _, means in runs])
         several = runs[0][1].shape[1] > 1
         which = f"{label}, best" if worst and several else label
-        text = f"{which}, {len(paths)} seeds" if len(paths) > 1 else f"{which}, 1 seed"
-        axis.plot(steps, best.mean(0), color=colour, linestyle=style, label=text)
+        axis.plot(steps, best.mean(0), color=colour, linestyle=style, label=with_seeds(which, len(paths)))
         if len(paths) > 1:
             axis.fill_between(steps, *bootstrap(best), color=colour, alpha=0.15, linewidth=0)
         if worst and several:

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import shlex
 import sys
 import threading
@@ -1424,6 +1425,58 @@ def test_the_centre_is_called_so(tmp_path, capsys):
     assert [line.get_label() for line in left.lines] == ["agent 0", "agent 1"]
     assert [(line.get_label(), line.get_ydata().tolist()) for line in right.lines] == [("centre ", [1, 51])]
     assert len({line.get_color() for line in [*left.lines, *right.lines]}) == 3
+
+
+def curves_run(folder, returns, **changes):
+    """The folder of a run with these settings and training returns; (step, return) with mean actions at its end."""
+    args = baselines.with_usual(baselines.Args(**changes), changes["algo"])
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"script": "baselines", "settings": baselines.settings_of(args)}))
+    torch.save({"finished": True}, folder / "checkpoint.pt")
+    write_csv(folder / "log.csv", ["step", "agent", "return"], [[100 * (i + 1), 0, value] for i, value in enumerate(returns)])
+    names = ["step", "agent", "eps_te", "domain", "return"]
+    write_csv(folder / "eval.csv", names, [[300, 0, 0.0, domain, returns[-1] + domain] for domain in (0, 2)])
+
+
+def curves(monkeypatch, tmp_path, *arguments):
+    """The axes that `baselines.py --curves` draws."""
+    kept, save = [], baselines.save_figure
+    monkeypatch.setattr(baselines, "save_figure", lambda figure, path: kept.append(figure) or save(figure, path))
+    monkeypatch.setattr(sys, "argv", ["baselines.py", "--curves", "--runs", str(tmp_path), *arguments])
+    baselines.main()
+    return kept[0].axes
+
+
+def test_curves_of_all_algorithms(monkeypatch, tmp_path, capsys):
+    """A panel for each environment, in it each algorithm with its own usual settings; runs with others are left out."""
+    for seed in (0, 1):
+        for i, algo in enumerate(("ppo", "ddpg", "sac")):
+            curves_run(tmp_path / f"{algo}{seed}", [10 * i, 20 * i, 30 * i + 2 * seed], algo=algo, seed=seed)
+    curves_run(tmp_path / "walker", [1, 2, 3], algo="sac", env="Walker2d-v4")
+    curves_run(tmp_path / "small", [7, 7, 7], algo="sac", batch_size=128)
+    curves_run(tmp_path / "long", [7, 7, 7], algo="ppo", total_steps=2_000_000)
+    hopper, walker = curves(monkeypatch, tmp_path)
+    assert (hopper.get_title(), walker.get_title()) == ("Hopper-v4", "Walker2d-v4")
+    drawn = {line.get_label(): pytest.approx(line.get_ydata().tolist()) for line in hopper.lines}
+    assert drawn == {"ddpg, 2 seeds": [10, 15, 61 / 3], "ppo, 2 seeds": [0, 0, 1 / 3], "sac, 2 seeds": [20, 30, 121 / 3]}
+    assert [line.get_label() for line in walker.lines] == ["sac, 1 seed"]
+    told = capsys.readouterr().out
+    assert "Hopper-v4 sac: return with mean actions at eps_te = 0, by seed: 61 63; mean 62" in told
+    assert len(curves(monkeypatch, tmp_path, "--algo", "sac")[0].lines) == 3
+    (only,) = curves(monkeypatch, tmp_path, "--batch-size", "128")
+    assert [(line.get_label(), line.get_ydata().tolist()) for line in only.lines] == [("sac, 1 seed", [7, 7, 7])]
+
+
+def test_curves_of_no_run_say_what_makes_some(monkeypatch, tmp_path, capsys):
+    """And that command, given to a shell, has the settings that were asked for."""
+    with pytest.raises(SystemExit) as stopped:
+        curves(monkeypatch, tmp_path, "--algo", "sac", "--total-steps", "2e5", "--eps-te", "0")
+    command = re.search("python (baselines.py .*) makes some", capsys.readouterr().err)[1]
+    assert stopped.value.code == 2
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    args = parse_args(baselines.Args, "")
+    assert (args.algo, args.total_steps, args.eps_te, args.seeds) == ("sac", 200_000, (0.0,), (0, 1, 2))
+    assert args.runs == str(tmp_path) and not args.curves
 
 
 def test_a_figure_is_closed_once_it_is_saved(tmp_path):

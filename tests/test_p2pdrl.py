@@ -1153,8 +1153,8 @@ def test_the_figures_show_the_mean_of_each_method_over_the_right_runs(tmp_path, 
     p2pdrl.draw_figure(args)
     (first, second, third) = drawn.lines
     assert first[:3] == ("p2pdrl, 2 seeds", x, p2pdrl_values)
-    assert second[:3] == ("ppo, 1 seeds", x, ppo_values)
-    assert third[0] == "p2pdrl, 1 seeds"
+    assert second[:3] == ("ppo, 1 seed", x, ppo_values)
+    assert third[0] == "p2pdrl, 1 seed"
     assert [panel.get_title() for *_, panel in drawn.lines] == ["Hopper-v4", "Hopper-v4", "Walker2d-v4"]
     np.testing.assert_allclose(first[3].lines[0].get_ydata(), np.mean(p2pdrl_values, axis=0))
     assert (tmp_path / f"p2pdrl-figure-{figure}.png").stat().st_size > 1000
@@ -1180,7 +1180,7 @@ def test_figures_2_and_6_show_both_returns_against_the_strength_of_training(tmp_
             ends[method, eps, seed] = np.mean(training) + 5, slow_test_return(policies, 0.5, 2)
     drawn = Drawn(monkeypatch)
     p2pdrl.draw_figure(args)
-    expected = [("ppo, 2 seeds", "ppo", [0.0, 0.2], 2)] + [("p2pdrl, 1 seeds", "p2pdrl", [0.4, 1.0], 1)] * (figure == "6")
+    expected = [("ppo, 2 seeds", "ppo", [0.0, 0.2], 2)] + [("p2pdrl, 1 seed", "p2pdrl", [0.4, 1.0], 1)] * (figure == "6")
     assert len(drawn.lines) == 2 * len(expected)
     for k, (label, method, strengths, seeds) in enumerate(expected):
         for side, line in enumerate(drawn.lines[2 * k : 2 * k + 2]):
@@ -1270,10 +1270,10 @@ def test_figure_7_compares_with_the_agent_held_to_itself(tmp_path, monkeypatch):
     drawn = Drawn(monkeypatch)
     p2pdrl.draw_figure(args)
     assert [line[:3] for line in drawn.lines] == [
-        ("ppo, 1 seeds", [10, 20], [[60, 65]]), ("p2pdrl, 2 seeds", [10, 20], [[15, 20], [35, 40]]),
-        ("self-kl, 1 seeds", [10, 20], [[50, 55]]),
-        ("ppo, 1 seeds", [0, 0.5], [[70, 65]]), ("p2pdrl, 2 seeds", [0, 0.5], [[200, 195], [400, 395]]),
-        ("self-kl, 1 seeds", [0, 0.5], [[80, 75]]),
+        ("ppo, 1 seed", [10, 20], [[60, 65]]), ("p2pdrl, 2 seeds", [10, 20], [[15, 20], [35, 40]]),
+        ("self-kl, 1 seed", [10, 20], [[50, 55]]),
+        ("ppo, 1 seed", [0, 0.5], [[70, 65]]), ("p2pdrl, 2 seeds", [0, 0.5], [[200, 195], [400, 395]]),
+        ("self-kl, 1 seed", [0, 0.5], [[80, 75]]),
     ]  # fmt: skip
     titles = [axis.get_title() for *_, axis in drawn.lines]
     assert titles == ["training domains"] * 3 + ["held-out domains"] * 3
@@ -1320,7 +1320,7 @@ def test_figure_8bc_is_the_variance_of_the_gradient_over_training(tmp_path, monk
     drawn = Drawn(monkeypatch)
     p2pdrl.draw_figure(args)
     assert [line[:3] for line in drawn.lines] == [
-        ("ppo, 1 seeds", [10, 20], [[-8, -9]]), ("p2pdrl, 2 seeds", [10, 20], [[-2, -3], [-5, -7]]),
+        ("ppo, 1 seed", [10, 20], [[-8, -9]]), ("p2pdrl, 2 seeds", [10, 20], [[-2, -3], [-5, -7]]),
     ]  # fmt: skip
 
 
