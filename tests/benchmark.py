@@ -5,8 +5,8 @@
 
 Everything is measured in one run, because a laptop's speed changes from minute to minute. After each iteration of
 `python p2pdrl.py --env Walker2d-v4` the physics of its rollouts is played again, actions recorded, by as many
-threads as there are cores, each calling nothing but `mj_step`: that rate is the floor under any program that
-trains on this physics on this machine. Each ratio is the median over iterations of (rate / floor just after).
+threads as there are cores, each calling nothing but `mj_step`: no program that trains on this
+physics on this machine can be faster. Each ratio is the median over iterations of (rate / physics alone, just after).
 
 The second table holds the methods of p2pdrl.py, and a cohort of eight, against the main job in the same run.
 
@@ -81,8 +81,8 @@ def measure_main_job(env_id: str, method: str, agents: int, compiled: bool, iter
             collecting = max(end for _, end in spans) - min(begin for begin, _ in spans)
             began = time.perf_counter()
             list(self.pool.map(replay, *zip(*calls)))
-            floor = time.perf_counter() - began
-            rows.append({"total": total, "physics": floor, "policy": collecting - floor, "update": sum(updates),
+            alone = time.perf_counter() - began
+            rows.append({"total": total, "physics": alone, "policy": collecting - alone, "update": sum(updates),
                          "rest": total - collecting - sum(updates)})
             for record in (spans, updates, calls):
                 record.clear()
@@ -101,7 +101,7 @@ def measure_main_job(env_id: str, method: str, agents: int, compiled: bool, iter
     seconds = {name: float(np.median([row[name] for row in kept])) for name in kept[0]}
     return {
         "rate": 4096 / seconds["total"],
-        "floor": 4096 / seconds["physics"],
+        "alone": 4096 / seconds["physics"],
         "ratio": float(np.median([row["physics"] / row["total"] for row in kept])),
         "seconds": seconds,
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -221,15 +221,15 @@ def print_main_job(args):
     common = ["--env", args.env, "--agents", str(args.agents), "--iterations", str(args.iterations)]
     print(f"{args.env}, K = {args.agents}, 4096 steps per iteration, {os.cpu_count()} cores\n")
     print(f"start to first progress line, eager: {seconds_to_first_line(args.env):.1f} s\n")
-    print(f"{'':24}{'steps/s':>9}{'floor':>9}{'ratio':>8}   seconds for each iteration{'':26}{'memory':>8}")
-    print(f"{'':50}   {'physics':>9}{'policy':>9}{'update':>9}{'rest':>9}")
+    print(f"{'':24}{'steps/s':>9}{'physics alone':>15}{'ratio':>8}   seconds for each iteration{'':26}{'memory':>8}")
+    print(f"{'':56}   {'physics':>9}{'policy':>9}{'update':>9}{'rest':>9}")
     for name in ("eager", "compiled"):
         result = in_a_process([*common, "--only", name])
         if result is None:
             print(f"p2pdrl.py, {name}: failed; see python {Path(__file__).name} --only {name}")
             continue
         parts = "".join(f"{result['seconds'][part]:9.3f}" for part in ("physics", "policy", "update", "rest"))
-        print(f"{'p2pdrl.py, ' + name:24}{result['rate']:9,.0f}{result['floor']:9,.0f}{result['ratio']:8.1%}   ", end="")
+        print(f"{'p2pdrl.py, ' + name:24}{result['rate']:9,.0f}{result['alone']:15,.0f}{result['ratio']:8.1%}   ", end="")
         print(f"{parts}{result['memory']:14.0f} MB")
     other = in_a_process([*common, "--only", "sb3"])
     if other:
