@@ -1016,27 +1016,35 @@ def report(run: Run, title: str):
 
 
 def draw_run(path: Path, title: str):
-    """figure.png of one run: each agent's learning curve, and its return against the strength of the test domains."""
+    """figure.png of one run: each agent's learning curve, and its return against the strength of the test domains.
+
+    Where all test domains have one strength, its return at each evaluation.
+    """
     log, evaluation = read_csv(path / "log.csv"), read_csv(path / "eval.csv")
     figure, (left, right) = new_figure(columns=2)
     points = np.unique(log["step"])
     last = evaluation["step"] == evaluation["step"].max()
+    one_strength = len(set(evaluation["eps_te"])) == 1
+    against, shown = ("step", np.ones_like(last)) if one_strength else ("eps_te", last)
     for index, agent in enumerate(sorted(set(log["agent"]) | set(evaluation["agent"][last]))):
         colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
         if agent in log["agent"]:
             left.plot(points, training_curve(path, points, agent), color=colour, linestyle=style, label=name_of(agent))
-        own = last & (evaluation["agent"] == agent)
+        own = shown & (evaluation["agent"] == agent)
         if own.any():
-            strengths = np.unique(evaluation["eps_te"][own])
-            table = np.stack([evaluation["return"][own & (evaluation["eps_te"] == eps)] for eps in strengths], axis=1)
-            plot_interval(right, strengths, table, name_of(agent), index, marker="o", markersize=4)
+            places = np.unique(evaluation[against][own])
+            table = np.stack([evaluation["return"][own & (evaluation[against] == place)] for place in places], axis=1)
+            plot_interval(right, places, table, name_of(agent), index, marker="o", markersize=4)
     millions(left)
     left.set(ylabel="return", title="training domains, sampled actions")
     right.set(xlabel="eps_te, strength of the randomisation", ylabel="return", title="held-out domains, mean action")
+    if one_strength:
+        millions(right)
+        right.set_title(f"held-out domains, eps_te = {evaluation['eps_te'][0]:g}, mean action")
     right.set_ylim(bottom=min(0, right.get_ylim()[0]))
     for axis in (left, right):
         axis.legend(loc="best")
-    explained = "left: mean of 20 iterations; right: band = 95 % bootstrap interval of the mean over domains"
+    explained = "left: mean of 20 rows of the log; right: band = 95 % bootstrap interval of the mean over domains"
     figure.suptitle(f"{title}\n{explained}", fontsize=10)
     save_figure(figure, path / "figure.png")
 

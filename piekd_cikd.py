@@ -778,7 +778,7 @@ def draw_figure(args):
     if name in CURVES:
         figure, (axis,) = new_figure()
         draw_lines(axis, args, look_up(args, CURVES[name]), worst=name == "piekd-3")
-        axis.set_title(f"{args.env}: best agent, mean over seeds, 95 % bootstrap interval", fontsize=10)
+        axis.set_title(f"{args.env}: best agent\nmean over seeds, 95 % bootstrap interval", fontsize=10)
     else:
         figure = {"cikd-5": figure_cikd_5, "cikd-9": figure_cikd_9}[name](args)
         figure.suptitle(args.env, fontsize=10)

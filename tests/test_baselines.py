@@ -1427,6 +1427,21 @@ def test_the_centre_is_called_so(tmp_path, capsys):
     assert len({line.get_color() for line in [*left.lines, *right.lines]}) == 3
 
 
+def test_figure_of_a_run_with_one_strength(monkeypatch, tmp_path):
+    """There is nothing to plot against: the right panel has each evaluation, mean over domains, and says which strength."""
+    write_csv(tmp_path / "log.csv", ["step", "agent", "return"], [[step, i, i + step] for step in (10, 20) for i in (0, 1)])
+    names = ["step", "agent", "eps_te", "domain", "return"]
+    rows = [[step, i, 0.2, domain, 10 * step + i + domain] for step in (10, 20) for i in (0, 1) for domain in (0, 4)]
+    write_csv(tmp_path / "eval.csv", names, rows)
+    kept, save = [], baselines.save_figure
+    monkeypatch.setattr(baselines, "save_figure", lambda figure, path: kept.append(figure) or save(figure, path))
+    baselines.draw_run(tmp_path, "title")
+    left, right = kept[0].axes
+    drawn = [(line.get_label(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in right.lines]
+    assert drawn == [("agent 0", [10, 20], [102, 202]), ("agent 1", [10, 20], [103, 203])]
+    assert "eps_te = 0.2" in right.get_title() and right.get_xlabel() == left.get_xlabel()
+
+
 def curves_run(folder, returns, **changes):
     """The folder of a run with these settings and training returns; (step, return) with mean actions at its end."""
     args = baselines.with_usual(baselines.Args(**changes), changes["algo"])
