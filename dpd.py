@@ -653,12 +653,14 @@ def finish_iteration(args, run, envs, learners, parts, rows, iteration, iteratio
 def look_up(args, by: tuple[str, ...]) -> dict[tuple, list[Path]]:
     """Finished runs with these settings, by method (and environment), and which command makes what is missing."""
     found = find_runs(args, "dpd", by)
-    given = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
-    given = {name: value for name, value in given.items() if name not in FREE_SETTINGS | COMPARED - {"evaluations"}}
+    usual = vars(Args()) | {"alpha": ALPHA[args.base]}
+    given = {name: value for name, value in vars(args).items() if value != usual[name]}
+    left_out = FREE_SETTINGS - {"runs"} | COMPARED - {"evaluations"}
+    given = {name: value for name, value in given.items() if name not in left_out}
     for method in ("dpd", "vanilla"):
         if method not in {key[by.index("method")] for key in found}:
             settings = {"env": args.env, "base": args.base, "method": method, "total_steps": args.total_steps} | given
-            settings |= {"method": method, "runs": args.runs, "seeds": (0, 1, 2)}
+            settings |= {"method": method, "seeds": (0, 1, 2)}
             print(f"no finished runs yet of what this command makes:\n    {as_command('dpd.py', settings)}")
     if not found:
         fail(f"nothing to draw below {args.runs}/")

@@ -4,6 +4,7 @@ import ast
 import copy
 import inspect
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -221,3 +222,19 @@ def test_the_defaults_are_the_papers():
     assert [layer.out_features for layer in ppo.actor.net if isinstance(layer, nn.Linear)] == [64, 64, ACT]
     assert [layer.out_features for layer in ppo.critic.net if isinstance(layer, nn.Linear)] == [64, 64, 64, 1]
     assert ddpg.distillation_adam.learning_rate == 1e-4 and ppo.distillation_adam.learning_rate == 1e-5
+
+# What is missing for a figure ----------------------------------------------------------------------------
+
+def test_missing_runs_are_named_by_the_commands_that_make_them(monkeypatch, tmp_path, capsys):
+    """With every setting that was given, in a form that a shell and the script read back; nothing that is as usual."""
+    given = ["--table", "1", "--base", "ppo", "--weighting", "hard", "--total-steps", "40960", "--runs", str(tmp_path / "a b")]
+    monkeypatch.setattr(sys, "argv", ["dpd.py", *given])
+    with pytest.raises(SystemExit):
+        dpd.main()
+    commands = [line.strip() for line in capsys.readouterr().out.splitlines() if "python dpd.py" in line]
+    assert len(commands) == 2 and not any("--alpha" in command or "--env" not in command for command in commands)
+    for method, command in zip(("dpd", "vanilla"), commands):
+        monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+        args = dpd.parse_args(dpd.Args, "")
+        expected = (method, "ppo", "hard", 40_960, str(tmp_path / "a b"), (0, 1, 2), "")
+        assert (args.method, args.base, args.weighting, args.total_steps, args.runs, args.seeds, args.table) == expected
