@@ -361,10 +361,17 @@ def find_runs(args, script: str, by: tuple[str, ...]) -> dict[tuple, list[Path]]
     return chosen
 
 
+def given(args, without: set[str]) -> dict:
+    """The settings of this command line that are not as usual, but for `without` and what changes no result."""
+    left_out = FREE_SETTINGS - {"runs"} | without
+    return {name: value for name, value in vars(args).items() if name not in left_out and value != getattr(type(args), name)}
+
+
 def as_command(script: str, settings: dict) -> str:
-    """The command line that says these settings."""
+    """The command line that says these settings; where the runs are and their seeds come last."""
     words = ["python", script]
-    for name, value in settings.items():
+    for name in sorted(settings, key=("runs", "seeds").__contains__):
+        value = settings[name]
         words.append(("--no-" if value is False else "--") + name.replace("_", "-"))
         if not isinstance(value, bool):
             words += map(str, value if isinstance(value, tuple) else (value,))
@@ -420,6 +427,11 @@ def set_up_torch(args):
         except Exception as error:  # no compiler, no Python headers, no Triton: each raises a class of its own
             print(f"note: running without torch.compile, which failed here ({type(error).__name__}); about half the speed")
             args.compile = False
+
+
+def compiled(function, args):
+    """The function as one compiled graph, which is made when it is first called; itself where args.compile is False."""
+    return torch.compile(function, fullgraph=True, dynamic=False) if args.compile else function
 
 
 class RunningNorm(nn.Module):
@@ -1293,7 +1305,7 @@ def ppo(args):
     reward_scale = RunningNorm(())
     parameters = one_vector(actor, critic)
     adam = Adam(parameters, args.learning_rate, eps=1e-5)
-    compiled_step = torch.compile(ppo_adam_step, fullgraph=True, dynamic=False) if args.compile else ppo_adam_step
+    compiled_step = compiled(ppo_adam_step, args)
 
     parts = {"actor": actor, "critic": critic, "reward_scale": reward_scale, "adam": adam}
     iterations = args.total_steps // args.steps_per_iteration
@@ -1496,7 +1508,7 @@ def ddpg(args):
         return report(run, title)
     envs = make_envs(args, args.threads + 1)
     set_up_torch(args)
-    compiled_step = torch.compile(ddpg_step, fullgraph=True, dynamic=False) if args.compile else ddpg_step
+    compiled_step = compiled(ddpg_step, args)
 
     obs_size, reach = envs[0].observation_space.shape[0], reach_of(envs[0])
     learner = DDPGLearner(obs_size, reach, args)
@@ -1710,8 +1722,7 @@ class SACUpdate:
 
     def __init__(self, args):
         torch.set_float32_matmul_precision(args.matmul_precision)
-        maybe_compile = partial(torch.compile, fullgraph=True, dynamic=False) if args.compile else lambda function: function
-        self.critic_step, self.actor_step = maybe_compile(sac_critic_step), maybe_compile(sac_actor_step)
+        self.critic_step, self.actor_step = compiled(sac_critic_step, args), compiled(sac_actor_step, args)
         self.gamma, self.tau = args.gamma, args.tau
         alone = args.threads == 1 or args.device != "cpu"
         self.pool = None if alone else ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
@@ -1818,9 +1829,8 @@ def draw_curves(args):
         if values == [getattr(with_usual(args, algo), name) for name in ("tau", "batch_size")]:
             found[env, algo] = paths
     if not found:
-        settings = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
-        settings = {"algo": args.algo, "env": args.env} | settings | {"seeds": (0, 1, 2)}
-        command = as_command("baselines.py", {name: settings[name] for name in settings if name not in ("curves", "seed")})
+        settings = {"algo": args.algo, "env": args.env} | given(args, {"seed"}) | {"seeds": (0, 1, 2)}
+        command = as_command("baselines.py", settings)
         fail(f"no finished runs below {args.runs}/ with these settings: {command} makes some")
     environments = sorted({env for env, _ in found})
     figure, axes = new_figure(columns=len(environments))
@@ -1844,14 +1854,14 @@ def draw_curves(args):
 
 
 def main():
-    given = parse_args(Args, "PPO, DDPG or SAC for one agent.")
-    args = with_usual(given, given.algo)
+    asked = parse_args(Args, "PPO, DDPG or SAC for one agent.")
+    args = with_usual(asked, asked.algo)
     steps = {"ppo": args.steps_per_iteration, "ddpg": CYCLE * CYCLES, "sac": ROW}[args.algo]
     check_args(args, steps=steps)
     if args.algo != "ppo":
         check_buffer_args(args, steps)
     if args.curves:
-        draw_curves(given)
+        draw_curves(asked)
     elif args.seeds:
         make_envs(args, 1)
         run_seeds(args.seeds, args.jobs)

@@ -51,7 +51,6 @@ import math
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -60,9 +59,9 @@ import torch
 from torch import nn
 
 from baselines import (
-    COLOURS, COMPARED, CYCLE, CYCLES, FREE_SETTINGS, STYLES, Adam, ParameterNoise, Progress, ReplayBuffer, Rollout,
-    Run, RunningNorm, Stream, as_command, check_args, check_buffer_args, discounted_sums, evaluate, fail, find_runs,
-    gae, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, reach_of, read_csv, report, rollout,
+    COLOURS, COMPARED, CYCLE, CYCLES, STYLES, Adam, ParameterNoise, Progress, ReplayBuffer, Rollout, Run, RunningNorm,
+    Stream, as_command, check_args, check_buffer_args, compiled, discounted_sums, evaluate, fail, find_runs, gae,
+    given, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, reach_of, read_csv, report, rollout,
     run_seeds, save_figure, set_up_torch, steps_of, training_curve, with_seeds,
 )
 from randomised_envs import sample_domain
@@ -479,29 +478,28 @@ class PPOLearner:
 
 
 def begin(args):
-    """What both loops begin with: the run, environments, learners, and the functions that may be compiled."""
+    """What both loops begin with: the run, environments and learners."""
     run = Run(args, "dpd", f"{args.method}-{args.base}")
     title = f"{args.method} on {args.base}, {args.env}, eps_tr = {args.eps_tr:g}, seed {args.seed}"
     if run.finished:
         print(f"{run.path} is finished: nothing to do (--overwrite starts anew)")
-        return run, title, None, None, None
+        return run, title, None, None
     number = 2 if args.method == "dpd" else 1
     envs = make_envs(args, args.threads + number)
     set_up_torch(args)
-    maybe_compile = partial(torch.compile, fullgraph=True, dynamic=False) if args.compile else lambda function: function
     obs_size, action_size = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
     learners = [
         DDPGLearner(obs_size, reach_of(envs[0]), args) if args.base == "ddpg" else PPOLearner(obs_size, action_size, args)
         for _ in range(number)  # with different initialisations
     ]
-    return run, title, envs, learners, maybe_compile
+    return run, title, envs, learners
 
 
 def train_ddpg(args):
-    run, title, envs, learners, maybe_compile = begin(args)
+    run, title, envs, learners = begin(args)
     if run.finished:
         return report(run, title)
-    compiled_update, compiled_distillation = maybe_compile(ddpg_step), maybe_compile(distillation_step)
+    compiled_update, compiled_distillation = compiled(ddpg_step, args), compiled(distillation_step, args)
     obs_size, reach = envs[0].observation_space.shape[0], reach_of(envs[0])
     interval = CYCLE * CYCLES  # steps of each learner between rows of the log
     iterations = args.total_steps // (interval * len(learners))
@@ -576,10 +574,10 @@ def train_ddpg(args):
 
 
 def train_ppo(args):
-    run, title, envs, learners, maybe_compile = begin(args)
+    run, title, envs, learners = begin(args)
     if run.finished:
         return report(run, title)
-    compiled_update, compiled_distillation = maybe_compile(ppo_adam_step), maybe_compile(distillation_step)
+    compiled_update, compiled_distillation = compiled(ppo_adam_step, args), compiled(distillation_step, args)
     iterations = args.total_steps // (args.steps_per_iteration * len(learners))
     evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
     parts = {f"{name}{i}": part for i, learner in enumerate(learners) for name, part in learner.parts().items()}
@@ -653,14 +651,11 @@ def finish_iteration(args, run, envs, learners, parts, rows, iteration, iteratio
 def look_up(args, by: tuple[str, ...]) -> dict[tuple, list[Path]]:
     """Finished runs with these settings, by method (and environment), and which command makes what is missing."""
     found = find_runs(args, "dpd", by)
-    usual = vars(Args()) | {"alpha": ALPHA[args.base]}
-    given = {name: value for name, value in vars(args).items() if value != usual[name]}
-    left_out = FREE_SETTINGS - {"runs"} | COMPARED - {"evaluations"}
-    given = {name: value for name, value in given.items() if name not in left_out}
+    usual = {"alpha"} if args.alpha == ALPHA[args.base] else set()
     for method in ("dpd", "vanilla"):
         if method not in {key[by.index("method")] for key in found}:
-            settings = {"env": args.env, "base": args.base, "method": method, "total_steps": args.total_steps} | given
-            settings |= {"method": method, "seeds": (0, 1, 2)}
+            settings = {"env": args.env, "base": args.base, "method": method, "total_steps": args.total_steps}
+            settings |= given(args, COMPARED - {"evaluations"} | usual) | {"method": method, "seeds": (0, 1, 2)}
             print(f"no finished runs yet of what this command makes:\n    {as_command('dpd.py', settings)}")
     if not found:
         fail(f"nothing to draw below {args.runs}/")

@@ -86,7 +86,6 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -96,8 +95,8 @@ import torch
 from torch import nn
 
 from baselines import (
-    CENTRE, COLOURS, COMPARED, FREE_SETTINGS, Adam, Progress, Rollout, Run, RunningNorm, as_command, check_args,
-    discounted_sums, draw_run, episode_returns, evaluate, fail, find_runs, gae, held_out_domains, make_envs,
+    CENTRE, COLOURS, COMPARED, Adam, Progress, Rollout, Run, RunningNorm, as_command, check_args, compiled,
+    discounted_sums, draw_run, episode_returns, evaluate, fail, find_runs, gae, given, held_out_domains, make_envs,
     millions, new_figure, numpy_policy, one_vector, parse_args, plot_interval, read_csv, report, rollout, run_seeds,
     save_figure, set_up_torch, steps_of, test_curve, test_returns, training_curve, with_seeds,
 )
@@ -430,9 +429,8 @@ def train(args):
         return report(run, title)
     envs = make_envs(args, max(args.agents, args.threads))
     set_up_torch(args)
-    maybe_compile = partial(torch.compile, fullgraph=True, dynamic=False) if args.compile else lambda function: function
-    compiled_step, compiled_centre_step = maybe_compile(adam_step), maybe_compile(centre_step)
-    compiled_gradients = maybe_compile(gradients)  # each is compiled when it is first called, if ever
+    compiled_step, compiled_centre_step = compiled(adam_step, args), compiled(centre_step, args)
+    compiled_gradients = compiled(gradients, args)
 
     # Alg. 1, lines 2, 3: the same theta_0 and phi_0 for every agent.
     actor = GaussianActor(envs[0].observation_space.shape[0], envs[0].action_space.shape[0]).to(args.device)
@@ -583,9 +581,7 @@ def look_up(args, wanted: list[dict]) -> dict[tuple, list[Path]]:
     if missing:
         print("no finished runs yet of what these commands make:")
     for flags in missing:
-        given = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
-        given = {name: value for name, value in given.items() if name not in FREE_SETTINGS | COMPARED}
-        flags = {"env": args.env, "eps_tr": args.eps_tr} | given | flags
+        flags = {"env": args.env, "eps_tr": args.eps_tr} | given(args, COMPARED | {"runs"}) | flags
         # What is not in the name of a run's folder needs another folder above it.
         apart = [name for name in flags if name not in ("env", "method", "eps_tr", "total_steps")]
         names = (name + "-".join(f"{value}" for value in np.atleast_1d(flags[name])) for name in apart)

@@ -75,9 +75,9 @@ import torch
 from torch import nn
 
 from baselines import (
-    COLOURS, FREE_SETTINGS, ROW, STYLES, Adam, Progress, ReplayBuffer, Run, Stream, Transitions, as_command,
-    bootstrap, check_args, check_buffer_args, evaluate, fail, find_runs, make_envs, millions, new_figure,
-    numpy_network, one_vector, parse_args, reach_of, read_csv, report, run_seeds, save_figure, set_up_torch, with_seeds,
+    COLOURS, ROW, STYLES, Adam, Progress, ReplayBuffer, Run, Stream, Transitions, as_command, bootstrap, check_args,
+    check_buffer_args, compiled, evaluate, fail, find_runs, given, make_envs, millions, new_figure, numpy_network,
+    one_vector, parse_args, reach_of, read_csv, report, run_seeds, save_figure, set_up_torch, with_seeds,
 )
 
 
@@ -330,8 +330,7 @@ class SACUpdate:
 
     def __init__(self, args):
         torch.set_float32_matmul_precision(args.matmul_precision)
-        maybe_compile = partial(torch.compile, fullgraph=True, dynamic=False) if args.compile else lambda function: function
-        self.critic_step, self.actor_step = maybe_compile(sac_critic_step), maybe_compile(sac_actor_step)
+        self.critic_step, self.actor_step = compiled(sac_critic_step, args), compiled(sac_actor_step, args)
         self.gamma, self.tau = args.gamma, args.tau
         alone = args.threads == 1 or args.device != "cpu"
         self.pool = None if alone else ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
@@ -526,9 +525,8 @@ def train(args):
         return report(run, title)
     envs = make_envs(args, args.threads + 1)
     set_up_torch(args)
-    maybe_compile = partial(torch.compile, fullgraph=True, dynamic=False) if args.compile else lambda function: function
     update = SACUpdate(args)
-    compiled_teaching = maybe_compile(policy_distillation_step), maybe_compile(critic_distillation_step)
+    compiled_teaching = compiled(policy_distillation_step, args), compiled(critic_distillation_step, args)
 
     obs_size, scale = envs[0].observation_space.shape[0], reach_of(envs[0])
     numbers = range(args.ensemble_size)
@@ -632,11 +630,7 @@ VARIED = "method", "ensemble_size", "interval", "share", "teacher", "distil", "r
 
 def command(args, changes: dict) -> str:
     """The command that makes runs of these settings where the figure of this command line looks for them."""
-    given = {name: value for name, value in vars(args).items() if value != getattr(Args, name)}
-    given = {name: value for name, value in given.items() if name not in FREE_SETTINGS | {"seed"}} | changes
-    shown = {"env": args.env, "total_steps": args.total_steps} | given
-    if args.runs != Args.runs:
-        shown["runs"] = args.runs
+    shown = {"env": args.env, "total_steps": args.total_steps} | given(args, {"seed"}) | changes
     if shown["method"] == "vanilla":
         del shown["ensemble_size"]
     usual = [name for name in changes if name != "method" and shown.get(name) == getattr(Args, name)]

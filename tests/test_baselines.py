@@ -1407,7 +1407,14 @@ def test_test_curve_is_the_mean_over_peers_and_domains_at_each_evaluation(tmp_pa
             assert value == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_centre_is_called_so(tmp_path, capsys):
+def kept_figures(monkeypatch) -> list:
+    """Where each figure that is saved from now on can be looked at."""
+    kept, save = [], baselines.save_figure
+    monkeypatch.setattr(baselines, "save_figure", lambda figure, path: kept.append(figure) or save(figure, path))
+    return kept
+
+
+def test_the_centre_is_called_so(monkeypatch, tmp_path, capsys):
     """Table and figure know a policy that is no agent: agents have learning curves, the centre has test returns."""
     assert (baselines.name_of(-1.0), baselines.name_of(0.0), baselines.name_of(11)) == ("centre ", "agent 0", "agent 11")
     write_csv(tmp_path / "log.csv", ["step", "agent", "return"], [[step, i, i + step] for step in (10, 20) for i in (0, 1)])
@@ -1416,11 +1423,8 @@ def test_the_centre_is_called_so(tmp_path, capsys):
     baselines.print_table(read_csv(tmp_path / "eval.csv"))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("centre")]
     assert line.split() == ["centre", "1", "+-", "1", "51", "+-", "1"]
-    kept = []
-    with pytest.MonkeyPatch.context() as patch:
-        save = baselines.save_figure
-        patch.setattr(baselines, "save_figure", lambda figure, path: kept.append(figure) or save(figure, path))
-        baselines.draw_run(tmp_path, "title")
+    kept = kept_figures(monkeypatch)
+    baselines.draw_run(tmp_path, "title")
     left, right = kept[0].axes
     assert [line.get_label() for line in left.lines] == ["agent 0", "agent 1"]
     assert [(line.get_label(), line.get_ydata().tolist()) for line in right.lines] == [("centre ", [1, 51])]
@@ -1433,8 +1437,7 @@ def test_figure_of_a_run_with_one_strength(monkeypatch, tmp_path):
     names = ["step", "agent", "eps_te", "domain", "return"]
     rows = [[step, i, 0.2, domain, 10 * step + i + domain] for step in (10, 20) for i in (0, 1) for domain in (0, 4)]
     write_csv(tmp_path / "eval.csv", names, rows)
-    kept, save = [], baselines.save_figure
-    monkeypatch.setattr(baselines, "save_figure", lambda figure, path: kept.append(figure) or save(figure, path))
+    kept = kept_figures(monkeypatch)
     baselines.draw_run(tmp_path, "title")
     left, right = kept[0].axes
     drawn = [(line.get_label(), line.get_xdata().tolist(), line.get_ydata().tolist()) for line in right.lines]
@@ -1455,8 +1458,7 @@ def curves_run(folder, returns, **changes):
 
 def curves(monkeypatch, tmp_path, *arguments):
     """The axes that `baselines.py --curves` draws."""
-    kept, save = [], baselines.save_figure
-    monkeypatch.setattr(baselines, "save_figure", lambda figure, path: kept.append(figure) or save(figure, path))
+    kept = kept_figures(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["baselines.py", "--curves", "--runs", str(tmp_path), *arguments])
     baselines.main()
     return kept[0].axes
