@@ -25,7 +25,8 @@ PPO: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); equation
 
 DDPG: Lillicrap et al., "Continuous control with deep reinforcement learning" (2016); equation numbers refer to it,
 settings to OpenAI's baselines: layers are normalised, and the exploration is noise on the actor's weights (Plappert et
-al., "Parameter space noise for exploration", 2018). Only the random steps at the beginning are not from there. Without
+al., "Parameter space noise for exploration", 2018). Not from there: random steps at the beginning, and that noise is drawn for 100
+steps at least where theirs is drawn for each episode. Without
 normalised layers one seed in four never learned to run, whichever noise it had: the L2 regularisation shrank the
 critic's hidden weights for good. With them all that were tried did. (Noise on weights and on actions were compared
 without them only.)
@@ -56,14 +57,16 @@ You should know
   the policy that collected the data is the policy in the ratio's denominator. SAC has none.
 * PPO divides rewards by the running standard deviation of the discounted return, and never shifts them: shifting
   would change which behaviour is best wherever episodes can end early. DDPG and SAC take them as they are.
-* Every random number comes from a generator keyed by (seed, agent, iteration). So a run needs no hidden state
-  to be resumed to the bit, and the number of threads cannot change it.
+* Initial weights come from torch's generator; every other random number from one of its own, keyed by seed, agent and
+  iteration (or episode). So a run needs no hidden state to be resumed to the bit, and the number of threads cannot
+  change it.
 """
 
 import argparse
 import copy
 import csv
 import dataclasses
+import hashlib
 import inspect
 import json
 import math
@@ -73,12 +76,14 @@ import queue
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import types
 import typing
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -92,6 +97,11 @@ from torch import nn
 from torch.optim.adam import adam
 
 from randomised_envs import Domain, Parser, RandomisedEnv, check_eps, make_env, sample_domain
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing here keeps two processes out of one folder
+    fcntl = None
 
 # =========================================================================================================
 # Part 1: plumbing
@@ -149,24 +159,37 @@ def parse_args(Args: type, description: str):
 
 
 def run_seeds(seeds: tuple[int, ...], jobs: int):
-    """Run this very command once for each seed, `jobs` processes at a time, and pass on what they print."""
-    turns, failed = threading.Semaphore(jobs), []
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    """Run this very command once for each seed, `jobs` processes at a time, and pass on what they print.
+
+    Ctrl-C, which reaches them too, ends those that run and begins no others.
+    """
+    turns, failed, stopped = threading.Semaphore(jobs), [], threading.Event()
+    threads = max(1, (os.cpu_count() or 1) // min(jobs, len(seeds)))
 
     def run(seed):
         with turns:
-            command = [sys.executable, *sys.argv, "--seeds", "--seed", str(seed), "--threads", str(threads)]
+            if stopped.is_set():
+                return
+            # Of two --threads the last one counts, so that the user's own goes before ours.
+            ours, changed = ["--threads", str(threads)], ["--seeds", "--seed", str(seed)]
+            command = [sys.executable, sys.argv[0], *ours, *sys.argv[1:], *changed]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
                 for line in process.stdout:
                     print(f"seed {seed} | {line}", end="", flush=True)
+            if process.returncode in (130, -signal.SIGINT):
+                stopped.set()
             if process.returncode:
                 failed.append(process.returncode)
 
     workers = [threading.Thread(target=run, args=(seed,)) for seed in seeds]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        stopped.set()
+        raise
     if failed:
         raise SystemExit(max(failed))
 
@@ -187,6 +210,12 @@ def settings_of(args) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(args)))
 
 
+def fingerprint(xml_file: str) -> str | None:
+    """Of the content of the user's own MJCF file, if there is one: its name says little."""
+    path = Path(xml_file)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "gymnasium": gym.__version__,
             "mujoco": mujoco.__version__, "numpy": np.__version__}
@@ -203,8 +232,11 @@ class Run:
     def __init__(self, args, script: str, method: str, logs: tuple[str, ...] = ("log.csv", "eval.csv")):
         """logs: names of the tables that it writes."""
         self.path = Path(args.runs) / f"{script}-{method}-{args.env}-eps{args.eps_tr:g}-seed{args.seed}"
+        self.args = args
         self.config = {"script": script, "settings": settings_of(args), "versions": versions()}
+        self.config["robot"] = fingerprint(args.xml_file)
         self.state, self.iteration, self.finished, self.seconds = None, 0, False, 0.0
+        self.unlock = None
         self.sizes = dict.fromkeys(logs, 0)
         self.overwrite = args.overwrite and (self.path / "config.json").exists()
         if (self.path / "config.json").exists() and not self.overwrite:
@@ -221,6 +253,8 @@ class Run:
         if changed:
             differences = ", ".join(f"{name} was {before.get(name)}, is now {now[name]}" for name in changed)
             fail(f"{self.path} has other settings ({differences}): --overwrite it or choose another --runs folder")
+        if old.get("robot") != self.config["robot"]:
+            fail(f"{self.args.xml_file} is not what it was when {self.path} was begun: --overwrite it or choose another --runs folder")
         if old.get("versions") != self.config["versions"]:
             print(f"note: {self.path} was begun with other versions of Python or packages; the last bits may differ")
 
@@ -232,26 +266,50 @@ class Run:
             saved = torch.load(path, weights_only=True, map_location="cpu")
             self.state, self.iteration, self.finished = saved["state"], saved["iteration"], saved["finished"]
             self.seconds, self.sizes = saved["seconds"], saved["sizes"]
+            self.compiled = saved["compiled"]
         except Exception as error:  # torch.load has no common class for what a damaged file raises
             fail(f"{path} is damaged ({type(error).__name__}): start anew with --overwrite, or put a good copy in its place")
         for name, size in self.sizes.items():
             if not (self.path / name).exists() or (self.path / name).stat().st_size < size:
                 fail(f"{self.path / name} is shorter than its checkpoint says: start anew with --overwrite")
 
-    def make_folder(self):
-        """Make the run's folder if it is not there, anew if asked to. Nothing has been written before."""
+    def make_folder(self, room: int = 0):
+        """Make the run's folder if it is not there, anew if asked to, and keep other processes out of it.
+
+        room: how many bytes are going to be needed. Nothing has been written before, and nothing is if they are not there.
+        """
         try:
-            if self.overwrite:  # only now that nothing else can be wrong
-                shutil.rmtree(self.path)
-                self.overwrite = False
+            there = [file for file in self.path.glob("*") if file.is_file()]
+            parent = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+            if shutil.disk_usage(parent).free + sum(file.stat().st_size for file in there) < room:
+                fail(f"no room for a replay buffer of {room / 1e9:.1f} GB in {self.path}: see --buffer-size")
             self.path.mkdir(parents=True, exist_ok=True)
+            if self.unlock is None:
+                self._lock()
+            if self.overwrite:  # only now that nothing else can be wrong
+                for file in there:
+                    file.unlink()
+                self.overwrite = False
         except OSError as error:
             fail(f"cannot write to {self.path}: {error.strerror}")
+
+    def _lock(self):
+        """Refuse a folder that another process is training in: both would write the same files."""
+        if fcntl is None:
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        self.unlock = weakref.finalize(self, os.close, folder)  # with this object, or its process, the lock ends
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fail(f"another process is training in {self.path}: wait for it, or choose another --runs folder")
+        except OSError:
+            pass  # a file system that knows no locks
 
     def resume(self, parts: dict, steps_per_iteration: int) -> int:
         """Make or reopen the folder, and put a checkpoint's state into `parts`; the number of iterations done.
 
-        Until here, nothing has been written.
+        Until here nothing has been written, but for replay buffers.
         """
         if self.state:
             try:
@@ -260,6 +318,8 @@ class Run:
             except (KeyError, RuntimeError, ValueError) as error:
                 fail(f"{self.path}/checkpoint.pt does not fit ({type(error).__name__}): start anew with --overwrite")
             print(f"resuming {self.path} after {self.iteration * steps_per_iteration:,} steps")
+            if self.compiled != self.args.compile:  # a compiler has been installed since, or removed
+                print(f"note: {self.path} was {'' if self.compiled else 'not '}compiled so far; the last bits may differ")
         try:
             self.make_folder()
             if not (self.path / "config.json").exists():
@@ -298,7 +358,7 @@ class Run:
         self.sizes = {name: file.tell() for name, file in self.files.items()}
         state = {name: part.state_dict() for name, part in parts.items()}
         saved = {"state": state, "iteration": iteration, "finished": finished}
-        saved |= {"seconds": self.elapsed(), "sizes": self.sizes}
+        saved |= {"seconds": self.elapsed(), "sizes": self.sizes, "compiled": self.args.compile}
         self._replace("checkpoint.pt", lambda path: torch.save(saved, path))
 
     def snapshot(self, step: int, actors: list[nn.Module]):
@@ -391,7 +451,8 @@ class Progress:
             return
         self.shown = now
         rate = (step - self.first) / (now - self.began)
-        left = time.strftime("%H:%M:%S", time.gmtime((self.total - step) / rate))
+        seconds = round((self.total - step) / rate)
+        left = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"  # may be days
         line = f"{step:>11,} of {self.total:,} steps   return {mean_return:8.1f}   {rate:7,.0f} steps/s   {left} left"
         if sys.stdout.isatty():
             print("\r\x1b[K" + line, end="\n" if last else "", flush=True)
@@ -652,11 +713,15 @@ class ReplayBuffer:
     overwritten after a checkpoint was no longer in use when it was made.
     """
 
+    @staticmethod
+    def bytes(obs_size: int, action_size: int, size: int) -> int:
+        """Length of its file."""
+        return 4 * (size + SPARE) * (2 * obs_size + action_size + 2)
+
     def __init__(self, path: Path, obs_size: int, action_size: int, size: int, resuming: bool):
         self.widths = obs_size, action_size, 1, obs_size, 1
         self.size, self.count = size, 0
-        shape = size + SPARE, sum(self.widths)
-        length = 4 * shape[0] * shape[1]
+        length = self.bytes(obs_size, action_size, size)
         if resuming and (not path.exists() or path.stat().st_size != length):
             fail(f"{path} is missing or has another length than its checkpoint needs: start anew with --overwrite")
         path.touch()
@@ -666,9 +731,10 @@ class ReplayBuffer:
                 with path.open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, length)
         except OSError as error:
-            path.unlink()
-            fail(f"no room for a replay buffer of {length / 1e9:.1f} GB at {path} ({error.strerror}): see --buffer-size")
-        self.rows = np.memmap(path, np.float32, "r+", shape=shape)
+            if not resuming:
+                path.unlink()
+            fail(f"no room for a replay buffer of {length / 1e9:.1f} GB at {path} ({error.strerror})")
+        self.rows = np.memmap(path, np.float32, "r+").reshape(size + SPARE, sum(self.widths))
 
     def __len__(self):
         return min(self.count, self.size)
@@ -757,8 +823,10 @@ class Stream:
         self.episode, self.last_return = state["episode"], state["last_return"]
         self._begin()
         obs_size, action_size = self.buffer.widths[:2]
-        for row in self.buffer.latest(state["steps"]):
-            self._step(row[obs_size : obs_size + action_size])
+        for old in self.buffer.latest(state["steps"]):
+            row, _ = self._step(old[obs_size : obs_size + action_size])
+            if not np.array_equal(row, old):
+                return print("note: the episode at hand went another way before; was it on another machine, or version?")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -863,8 +931,11 @@ def check_args(args, domains: int = 1, steps: int | None = None):
         fail("--threads must not be negative")
 
 
-def check_buffer_args(args, steps: int):
+def check_buffer_args(args, steps: int, learners: int = 1):
     """Refuse settings of a replay buffer that cannot be meant. steps: into one buffer, for each row of the log."""
+    if args.warm_up >= args.total_steps // learners:
+        each = f", {args.total_steps // learners} for each learner," if learners > 1 else ""
+        fail(f"--total-steps {args.total_steps}{each} end before the --warm-up of {args.warm_up} does: nothing would be learned")
     if args.buffer_size < 1000:  # the present episode must fit
         fail(f"--buffer-size must be at least 1000, but is {args.buffer_size}")
     if args.checkpoint_every * steps > SPARE:
@@ -1105,7 +1176,7 @@ class Args:
     critic_decay: float = 1e-2  # L2 regularisation of the critic's hidden weights
     updates: int = 50  # for every 100 steps
     exploration: Literal["parameter", "action"] = "parameter"  # noise on the actor's weights, or on its actions
-    noise: float = 0.2  # by how much either changes the actions, root mean square, in parts of their range
+    noise: float = 0.2  # by how much either changes the actions, root mean square, in parts of their reach (half the range)
 
     # evaluation
     eps_te: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # strengths of the test domains
@@ -1126,6 +1197,15 @@ class Args:
     # instead of training
     curves: bool = False  # draw the learning curves of the runs that exist, and print their final returns
 
+
+# Settings that not every algorithm has.
+OWN = {
+    ("ppo",): ("steps_per_iteration", "epochs", "minibatches", "clip", "gae_lambda", "max_grad_norm"),
+    ("ppo", "sac"): ("learning_rate",),
+    ("ddpg", "sac"): ("tau", "batch_size", "warm_up", "buffer_size"),
+    ("sac",): ("matmul_precision",),
+    ("ddpg",): ("actor_learning_rate", "critic_learning_rate", "critic_decay", "updates", "exploration", "noise"),
+}
 
 # What is None in Args, by algorithm.
 USUAL = {
@@ -1336,7 +1416,8 @@ def ppo(args):
         run.check_finite(step, 0, [*losses, *data.returns], parameters)
         run.write("log.csv", [{  # the losses are means over the iteration's minibatches, 0 in the first, which has none
             "step": step, "agent": 0,
-            "return": data.returns.mean(), "episodes": len(data.returns),  # of this iteration's finished episodes
+            # Of this iteration's finished episodes; if there is none, of the one that was cut.
+            "return": data.returns.mean(), "episodes": len(data.returns),
             "surrogate": losses[0],  # Eq. (7), negated
             "value_loss": losses[1],  # Eq. (9), in units of scaled reward, squared
             "log_std": losses[2],  # mean over action dimensions
@@ -1460,7 +1541,10 @@ def ddpg_update(learner, batch, compiled_step, args):
 
 
 class ParameterNoise:
-    """Adaptive noise on the actor's weights (Plappert et al. 2018), drawn once for each episode.
+    """Adaptive noise on the actor's weights (Plappert et al. 2018), drawn anew when an episode has ended.
+
+    It is asked for when 100 steps begin, so that short episodes share a draw, and one that begins in between changes to
+    its own at the next hundred.
 
     An actor that is perturbed as a whole tries another gait, where noise on each action by itself only trembles.
     """
@@ -1473,7 +1557,7 @@ class ParameterNoise:
 
     @torch.no_grad()
     def policy(self, episode: int, obs: np.ndarray):
-        """The actor with this episode's noise, in numpy; the parameters of its layers' normalisation have none.
+        """The actor with this episode's noise, as it is now, in numpy; the parameters of its layers' normalisation have none.
 
         Brings sigma nearer to where actions in obs (N, obs) change by as much as they should.
         """
@@ -1515,8 +1599,8 @@ def ddpg(args):
     interval = CYCLE * CYCLES
     iterations = args.total_steps // interval
     evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
-    run.make_folder()
     size = min(args.buffer_size, args.total_steps)
+    run.make_folder(room=ReplayBuffer.bytes(obs_size, len(reach), size))
     buffer = ReplayBuffer(run.path / "buffer.dat", obs_size, len(reach), size, resuming=run.state is not None)
     stream = Stream(envs[-1], args.seed, 0, buffer)
     weight_noise = ParameterNoise(learner.actor, args.noise, (args.seed, 0))
@@ -1696,19 +1780,21 @@ class SACLearner:
 
 def sac_critic_step(actor, critic, target_critic, critic_adam, vectors, batch, noise, gamma, tau):
     """The vectors of critic and target critic after one update, and the critic's loss. Compiled as one graph."""
-    targets = sac_targets(actor, target_critic, vectors[3].detach().exp(), batch, noise, gamma)
+    _, critic_vector, target_vector, log_alpha = vectors
+    targets = sac_targets(actor, target_critic, log_alpha.detach().exp(), batch, noise, gamma)
     loss = sac_critic_loss(critic, batch, targets)
-    new = critic_adam(vectors[1], gradient_of(loss, critic))
-    return new, vectors[2].detach().lerp(new, tau), loss.detach()
+    new = critic_adam(critic_vector, gradient_of(loss, critic))
+    return new, target_vector.detach().lerp(new, tau), loss.detach()
 
 
 def sac_actor_step(actor, critic, actor_adam, temperature_adam, vectors, obs, noise, target_entropy):
     """The vectors of actor and temperature after one update, and what the log tells. Compiled as one graph."""
-    alpha = vectors[3].detach().exp()
+    actor_vector, _, _, log_alpha = vectors
+    alpha = log_alpha.detach().exp()
     loss, log_probs = sac_actor_loss(actor, critic, alpha, obs, noise)
-    alpha_loss = temperature_loss(vectors[3], log_probs, target_entropy)
-    new = actor_adam(vectors[0], gradient_of(loss, actor))
-    new_log_alpha = temperature_adam(vectors[3], torch.autograd.grad(alpha_loss, vectors[3])[0])
+    alpha_loss = temperature_loss(log_alpha, log_probs, target_entropy)
+    new = actor_adam(actor_vector, gradient_of(loss, actor))
+    new_log_alpha = temperature_adam(log_alpha, torch.autograd.grad(alpha_loss, log_alpha)[0])
     return new, new_log_alpha, torch.stack([loss, -log_probs.mean(), alpha[0]]).detach()
 
 
@@ -1770,8 +1856,8 @@ def sac(args):
     learner = SACLearner(obs_size, scale, args)
     iterations = args.total_steps // ROW
     evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
-    run.make_folder()
     size = min(args.buffer_size, args.total_steps)
+    run.make_folder(room=ReplayBuffer.bytes(obs_size, len(scale), size))
     buffer = ReplayBuffer(run.path / "buffer.dat", obs_size, len(scale), size, resuming=run.state is not None)
     stream = Stream(envs[-1], args.seed, 0, buffer)
     parts = learner.parts() | {"buffer": buffer, "stream": stream}
@@ -1796,9 +1882,10 @@ def sac(args):
         means = (told / max(updates, 1)).tolist()
         mean_return = float(np.mean(returns)) if returns else stream.last_return
         run.check_finite(step, 0, means, torch.cat([vector.detach() for vector in learner.vectors]))
-        run.write("log.csv", [{  # losses are means over the row's updates, 0 if there were none
+        run.write("log.csv", [{
             "step": step, "agent": 0,
             "return": mean_return, "episodes": len(returns),  # of the episodes that ended; the last one's if none did
+            # The next four are means over the row's updates, 0 if there were none.
             "critic_loss": means[0], "actor_loss": means[1],  # Eq. (5), (9)
             "entropy": means[2],  # of the squashed policy, in nats
             "alpha": means[3],  # the temperature
@@ -1855,6 +1942,10 @@ def draw_curves(args):
 
 def main():
     asked = parse_args(Args, "PPO, DDPG or SAC for one agent.")
+    for algorithms, names in OWN.items():
+        for name in names:
+            if not (asked.curves or asked.algo in algorithms or getattr(asked, name) == getattr(Args, name)):
+                fail(f"--{name.replace('_', '-')} is for --algo {' or '.join(algorithms)}: {asked.algo} has no use for it")
     args = with_usual(asked, asked.algo)
     steps = {"ppo": args.steps_per_iteration, "ddpg": CYCLE * CYCLES, "sac": ROW}[args.algo]
     check_args(args, steps=steps)
@@ -1873,4 +1964,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on from the last checkpoint", status=130)
+        fail("stopped; the same command, without --overwrite, goes on from the last checkpoint", status=130)

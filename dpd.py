@@ -26,14 +26,19 @@ Where this differs from, or completes, the paper
 * D is the mean over action dimensions of the squared difference between mean actions, not samples.
 * The weights have no gradient, are clipped to [.01, 100] and divided by their sum over the minibatch. (The released
   code does so too, but then multiplies weights of shape (N, 1) with distances of shape (N,), which makes them
-  cancel; and its PPO has the sign of xi reversed. The sign here is the paper's.)
+  cancel; and its PPO has the sign of xi reversed. The sign here is the paper's.) So where the two critics' levels
+  differ by more than log(100) / alpha in most states, or by much less than 1 / alpha, nearly all states count alike. The
+  log's column `effective` says how many count: 1 is all alike.
 * V for DDPG is Q(s, mu(s)), each learner's own critic at its own action. For PPO both values are brought to the
   learner's own scale of rewards before they are compared.
 * One distillation step after every gradient step of reinforcement learning, with an Adam of its own, on the actor
   alone; states from the peer's most recent 1000 steps, normalised by each learner's own statistics.
 * Both learners act at the same time, one thread each; then the first learns, then the second. (In Algorithm 1 the
   second acts after the first has learned; only which of its states are the latest differs by this.)
-* DDPG is that of baselines.py, with noise on the actors' weights. PPO is that of baselines.py, but for the critic of 64-64-64.
+* DDPG is that of baselines.py, with normalised layers and noise on the actors' weights. PPO is that of baselines.py, but
+  for the critic of 64-64-64. (The paper takes all settings from OpenAI's baselines; there PPO's learning rate falls to 0,
+  here it is constant.)
+* Figure 3 compares learners of the same age: two that teach each other after so many steps of each with two apart.
 * What is counted, plotted and compared is the total of both learners' environment steps.
 * `--eps-tr` trains under domain randomisation, which the paper did not try.
 
@@ -97,7 +102,7 @@ class Args:
     buffer_size: int = 1_000_000  # transitions that each learner remembers
     updates: int = 50  # for every 100 steps of a learner
     exploration: Literal["parameter", "action"] = "parameter"  # noise on the actor's weights, or on its actions
-    noise: float = 0.2  # by how much either changes the actions, root mean square, in parts of their range
+    noise: float = 0.2  # by how much either changes the actions, root mean square, in parts of their reach (half the range)
     warm_up: int = 10_000  # steps of each learner with random actions at the beginning
 
     # PPO
@@ -240,6 +245,11 @@ def distillation_weights(better, alpha, weighting):
     return (weights / weights.sum().clamp(min=1e-8)).detach()
 
 
+def effective_share(weights):
+    """Which part of the states has as much influence, all alike, as these weights (N,) have (Kish's sample size over N)."""
+    return weights.sum() ** 2 / (len(weights) * (weights**2).sum()).clamp(min=1e-8)
+
+
 def distillation_loss(actions, peer_actions, weights):                                            # Eq. (11), (12)
     """Weighted mean of the squared distance to the peer's actions. (N, act), (N, act), (N,) -> scalar"""
     distances = ((actions - peer_actions.detach()) ** 2).mean(-1)
@@ -259,7 +269,7 @@ def distillation_step(actor, critic, peer_actor, peer_critic, adam, parameters, 
         peer_actions = mean_action(peer_actor, obs)
     loss = distillation_loss(mean_action(actor, obs), peer_actions, weights)
     gradient = gradient_of(loss, actor.net)
-    return adam(parameters, gradient), torch.stack([loss.detach(), (better > 0).float().mean()])
+    return adam(parameters, gradient), torch.stack([loss.detach(), (better > 0).float().mean(), effective_share(weights)])
 
 
 def distil(learner, peer, obs, compiled_step, args):                                              # Alg. 1, lines 5, 8
@@ -504,8 +514,8 @@ def train_ddpg(args):
     interval = CYCLE * CYCLES  # steps of each learner between rows of the log
     iterations = args.total_steps // (interval * len(learners))
     evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
-    run.make_folder()
     size, resuming = min(args.buffer_size, args.total_steps // len(learners)), run.state is not None
+    run.make_folder(room=len(learners) * ReplayBuffer.bytes(obs_size, len(reach), size))
     buffers = [
         ReplayBuffer(run.path / f"buffer{i}.dat", obs_size, len(reach), size, resuming) for i in range(len(learners))
     ]
@@ -521,7 +531,7 @@ def train_ddpg(args):
 
     for iteration in range(first, iterations):
         told = [torch.zeros(2, device=args.device) for _ in learners]
-        taught = [torch.zeros(2, device=args.device) for _ in learners]
+        taught = [torch.zeros(3, device=args.device) for _ in learners]
         returns, updates = [[] for _ in learners], 0
         for cycle in range(CYCLES * iteration, CYCLES * (iteration + 1)):
             rngs = [np.random.default_rng([args.seed, i, cycle]) for i in range(len(learners))]
@@ -567,6 +577,7 @@ def train_ddpg(args):
                 "critic_loss": losses[0], "value": losses[1],  # means over minibatches; value: Q(s, mu(s))
                 "distillation": lessons[0],  # Eq. (11), (12)
                 "peer_better": lessons[1],  # share of the peer's states in which its value is higher
+                "effective": lessons[2],  # share of them that counts, by their weights
                 "seconds": round(run.elapsed(), 3),  # wall clock
             })
         finish_iteration(args, run, envs[len(learners) :], learners, parts, rows, iteration, iterations, evaluate_at, progress)
@@ -592,8 +603,7 @@ def train_ppo(args):
         stds = [learner.actor.log_std.exp().detach().cpu().numpy() for learner in learners]
         lengths = [args.steps_per_iteration] * len(learners)
         rollouts = list(pool.map(rollout, envs, policies, stds, domains, lengths, rngs))          # Alg. 1, lines 3, 6
-        told = [torch.zeros(3, device=args.device) for _ in learners]
-        taught = [torch.zeros(2, device=args.device) for _ in learners]
+        told, taught = ([torch.zeros(3, device=args.device) for _ in learners] for _ in range(2))
         batches = [prepare(each.actor, each.reward_scale, [data], args.gamma) for each, data in zip(learners, rollouts)]
         updates = args.epochs * args.minibatches if iteration > 0 else 0  # the first iteration only gathers statistics
         for i, (learner, rng) in enumerate(zip(learners, rngs)):
@@ -620,10 +630,12 @@ def train_ppo(args):
             run.check_finite(step, i, [*losses, *lessons, *data.returns], learner.parameters)
             rows.append({
                 "step": step, "agent": i,
-                "return": data.returns.mean(), "best_return": data.returns.max(),  # of this iteration's episodes
+                # Of this iteration's finished episodes; if there is none, of the one that was cut.
+                "return": data.returns.mean(), "best_return": data.returns.max(),
                 "surrogate": losses[0], "value_loss": losses[1], "log_std": losses[2],  # means over minibatches
                 "distillation": lessons[0],  # Eq. (11), (12)
                 "peer_better": lessons[1],  # share of the peer's states in which its value is higher
+                "effective": lessons[2],  # share of them that counts, by their weights
                 "seconds": round(run.elapsed(), 3),  # wall clock
             })
         finish_iteration(args, run, envs[len(learners) :], learners, parts, rows, iteration, iterations, evaluate_at, progress)
@@ -710,8 +722,8 @@ def table_1(args):
             statistics.append((late.mean(), by_learner(path, "best_return")[1].max(), np.mean(final), np.max(final)))
         cells = [f"{np.mean(each):.0f} +- {np.std(each):.0f}" for each in zip(*statistics)]
         print(f"{env:18}{method:10}{len(paths):>6}" + "".join(f"{cell:>18}" for cell in cells))
-    print("mean: of the episodes in the last tenth of training; max: the best episode of training; mean actions: return in")
-    print("held-out domains at the smallest eps_te, mean over learners; better learner: the better one's")
+    print("mean: training return, mean of the log's rows in the last tenth of training; max: the best episode of training;")
+    print("mean actions: return in held-out domains at the smallest eps_te, mean over learners; better learner: of the better")
 
 
 def networks_of(path: Path, step: int) -> list[tuple[nn.Module, nn.Module]]:
@@ -729,7 +741,7 @@ def networks_of(path: Path, step: int) -> list[tuple[nn.Module, nn.Module]]:
 @torch.no_grad()
 def figure_3(args):
     """Values of ten states and distances between actions in a hundred, early, in the middle and late: two learners that
-    teach each other beside two that do not know of each other (two seeds of vanilla DDPG)."""
+    teach each other beside two that do not know of each other (two seeds of vanilla DDPG), all of the same age."""
     if args.base != "ddpg":
         fail("--figure 3 is of DDPG")
     found = look_up(args, ("method",))
@@ -742,12 +754,15 @@ def figure_3(args):
     visited = rollout(env, numpy_policy(last), np.zeros_like(env.action_space.high), sample_domain(0, rng), 2000, rng).obs
     states = torch.as_tensor(rng.permutation(visited)[:100])
     steps = steps_of(together)
+    kept = set(steps_of(alone)) & set(steps_of(other))
+    ages = {step: min(kept, key=lambda age: abs(age - step / 2)) for step in steps}  # of each of two, and of one alone
+    exact = [step for step in steps if ages[step] == step / 2]
+    steps = exact if len(exact) > 2 else steps
     figure, axes = new_figure(columns=3, rows=2)
     for column, (when, step) in enumerate(zip(("early", "middle", "late"), (steps[0], steps[len(steps) // 2], steps[-1]))):
-        near = [min(steps_of(path), key=lambda each: abs(each - step)) for path in (alone, other)]
         pairs = {
             "DPD": networks_of(together, step),
-            "DDPG": [networks_of(path, each)[0] for path, each in zip((alone, other), near)],
+            "DDPG": [networks_of(path, ages[step])[0] for path in (alone, other)],
         }
         top, bottom = axes[column], axes[column + 3]
         for index, (name, networks) in enumerate(pairs.items()):
@@ -758,7 +773,9 @@ def figure_3(args):
             bottom.plot(range(1, 101), distances, color=COLOURS[index], linewidth=0.7, alpha=0.6)
             label = f"{name}, mean {distances.mean():.2f}"
             bottom.axhline(distances.mean(), color=COLOURS[index], linestyle=STYLES[index], label=label)
-        top.set(title=f"{when}, {step:,} steps", xlabel="state", ylabel="Q(s, mu(s))")
+        top.set(title=f"{when}: {step // 2:,} steps of each learner", xlabel="state", ylabel="Q(s, mu(s))")
+        if ages[step] != step / 2:
+            top.set_title(f"{when}: DPD {step // 2:,}, DDPG {ages[step]:,} steps")
         bottom.set(xlabel="state", ylabel="distance between the two learners' actions")
         for axis in (top, bottom):
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, fontsize=8)  # below: it covers nothing
@@ -783,7 +800,7 @@ def main():
     interval = CYCLE * CYCLES if args.base == "ddpg" else args.steps_per_iteration
     check_args(args, steps=interval * (2 if args.method == "dpd" else 1))
     if args.base == "ddpg":
-        check_buffer_args(args, interval)
+        check_buffer_args(args, interval, learners=2 if args.method == "dpd" else 1)
     if args.table:
         table_1(args)
     elif args.figure:
@@ -799,4 +816,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on from the last checkpoint", status=130)
+        fail("stopped; the same command, without --overwrite, goes on from the last checkpoint", status=130)

@@ -304,19 +304,21 @@ class SACLearner:
 
 def sac_critic_step(actor, critic, target_critic, critic_adam, vectors, batch, noise, gamma, tau):
     """The vectors of critic and target critic after one update, and the critic's loss. Compiled as one graph."""
-    targets = sac_targets(actor, target_critic, vectors[3].detach().exp(), batch, noise, gamma)
+    _, critic_vector, target_vector, log_alpha = vectors
+    targets = sac_targets(actor, target_critic, log_alpha.detach().exp(), batch, noise, gamma)
     loss = sac_critic_loss(critic, batch, targets)
-    new = critic_adam(vectors[1], gradient_of(loss, critic))
-    return new, vectors[2].detach().lerp(new, tau), loss.detach()
+    new = critic_adam(critic_vector, gradient_of(loss, critic))
+    return new, target_vector.detach().lerp(new, tau), loss.detach()
 
 
 def sac_actor_step(actor, critic, actor_adam, temperature_adam, vectors, obs, noise, target_entropy):
     """The vectors of actor and temperature after one update, and what the log tells. Compiled as one graph."""
-    alpha = vectors[3].detach().exp()
+    actor_vector, _, _, log_alpha = vectors
+    alpha = log_alpha.detach().exp()
     loss, log_probs = sac_actor_loss(actor, critic, alpha, obs, noise)
-    alpha_loss = temperature_loss(vectors[3], log_probs, target_entropy)
-    new = actor_adam(vectors[0], gradient_of(loss, actor))
-    new_log_alpha = temperature_adam(vectors[3], torch.autograd.grad(alpha_loss, vectors[3])[0])
+    alpha_loss = temperature_loss(log_alpha, log_probs, target_entropy)
+    new = actor_adam(actor_vector, gradient_of(loss, actor))
+    new_log_alpha = temperature_adam(log_alpha, torch.autograd.grad(alpha_loss, log_alpha)[0])
     return new, new_log_alpha, torch.stack([loss, -log_probs.mean(), alpha[0]]).detach()
 
 
@@ -534,8 +536,8 @@ def train(args):
     standings = Standings(args.ensemble_size, args.recent)
     has_phases = args.method in ("piekd", "cikd") or args.share == "extra"
     iterations = args.total_steps // ROW
-    run.make_folder()
     size = min(args.buffer_size, args.total_steps)
+    run.make_folder(room=ReplayBuffer.bytes(obs_size, len(scale), size))
     buffer = ReplayBuffer(run.path / "buffer.dat", obs_size, len(scale), size, run.state is not None)
     stream = Stream(envs[-1], args.seed, 0, buffer)
     parts = {f"{name}{k}": part for k in numbers for name, part in agents[k].parts().items()}
@@ -578,11 +580,12 @@ def train(args):
         for k, agent in enumerate(agents):
             means = (told[k] / max(updates, 1)).tolist()
             run.check_finite(step, k, means, torch.cat([vector.detach() for vector in agent.vectors]))
-            rows.append({  # losses are means over the row's updates, 0 if there were none
+            rows.append({
                 "step": step, "agent": k,
                 # Of its episodes that ended, else of its last one; of anybody's as long as it had none that counts.
                 "return": float(np.mean(returns[k] or [last[k]])),
                 "episodes": len(returns[k]),
+                # The next four are means over the row's updates, 0 if there were none.
                 "critic_loss": means[0], "actor_loss": means[1],
                 "entropy": means[2],  # of the squashed policy, in nats
                 "alpha": means[3],  # the temperature
@@ -845,4 +848,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on from the last checkpoint", status=130)
+        fail("stopped; the same command, without --overwrite, goes on from the last checkpoint", status=130)

@@ -231,7 +231,12 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         after = env._get_obs()
         cinert[:] = saved
         entries = np.flatnonzero(before != after)
-        if len(entries) and self.env.observation_space.shape != before.shape:
+        changed = self.env.observation_space.shape != before.shape
+        layer = self.env
+        while layer is not env:
+            changed |= isinstance(layer, gym.ObservationWrapper)
+            layer = layer.env
+        if len(entries) and changed:
             raise ValueError("this environment observes its own inertia: put RandomisedEnv inside observation wrappers")
         return entries
 

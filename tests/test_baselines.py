@@ -7,12 +7,16 @@ torch.distributions, finite differences, numbers worked out by hand.
 import copy
 import csv
 import dataclasses
+import errno
 import json
 import math
 import re
 import shlex
+import signal
+import subprocess
 import sys
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -732,7 +736,7 @@ def random_steps(stream, number, seed):
     return stream.collect(lambda obs: 0, noise)
 
 
-def test_a_stream_goes_on_to_the_bit_after_its_state_is_restored(tmp_path):
+def test_a_stream_goes_on_to_the_bit_after_its_state_is_restored(tmp_path, capsys):
     """In the middle of an episode in a randomised domain; rows and returns as if nothing had happened."""
     whole = stream_of(tmp_path / "whole")
     random_steps(whole, 70, seed=0)
@@ -747,8 +751,21 @@ def test_a_stream_goes_on_to_the_bit_after_its_state_is_restored(tmp_path):
     again.buffer.load_state_dict(state["buffer"])
     again.load_state_dict(state["stream"])
     assert again.state_dict() == state["stream"] and again.total == pytest.approx(rows[-again.steps :, 14].sum())
+    assert capsys.readouterr().out == ""
     resumed = random_steps(again, 60, seed=1)
     assert np.array_equal(after[0], resumed[0]) and after[1] == resumed[1] and len(after[1]) > 0
+
+
+def test_an_episode_that_goes_another_way_when_played_again_is_mentioned(tmp_path, capsys):
+    """As on another machine: here one number of one row is not what it was."""
+    whole = stream_of(tmp_path / "whole")
+    random_steps(whole, 70, seed=0)
+    state, rows = whole.state_dict(), whole.buffer.latest(70).copy()
+    rows[-2, 14] += 1e-3  # a reward
+    again = stream_of(tmp_path / "again")
+    again.buffer.add(rows)
+    again.load_state_dict(state)
+    assert capsys.readouterr().out.count("went another way") == 1
 
 
 def test_a_streams_rows_are_what_happened(tmp_path):
@@ -1056,9 +1073,22 @@ def row(step, value=0.5):
     return [{"step": step, "agent": 0, "return": value}]
 
 
+alive = []
+
+
+def opened(tmp_path, **changes):
+    """A run, in what stands for a new process: those that opened one before are dead."""
+    while alive:
+        run = alive.pop()
+        if run.unlock:
+            run.unlock()
+    alive.append(Run(arguments(tmp_path, **changes), "baselines", "ppo"))
+    return alive[-1]
+
+
 def begin(tmp_path, **changes):
     """A run with its folder made, and its one part."""
-    run, norm = Run(arguments(tmp_path, **changes), "baselines", "ppo"), part()
+    run, norm = opened(tmp_path, **changes), part()
     run.resume({"norm": norm}, 10)
     return run, norm
 
@@ -1095,7 +1125,7 @@ def test_nothing_is_on_disk_before_resume(tmp_path):
 def test_overwriting_destroys_nothing_before_resume(tmp_path):
     """A finished run is not lost to a command that is refused later, for its device or its environment."""
     old = finished_run(tmp_path)
-    run = Run(arguments(tmp_path, overwrite=True), "baselines", "ppo")
+    run = opened(tmp_path, overwrite=True)
     assert (old.path / "checkpoint.pt").exists()
     run.resume({"norm": part()}, 10)
     assert not (old.path / "checkpoint.pt").exists()
@@ -1127,11 +1157,11 @@ def test_optimisers_are_restored_to_the_bit(tmp_path):
     vector = torch.linspace(-1, 1, 7)
     adam = Adam(vector, 0.1)
     middle = adam(vector, vector**2)
-    run = Run(arguments(tmp_path), "baselines", "ppo")
+    run = opened(tmp_path)
     run.resume({"adam": adam}, 10)
     run.save({"adam": adam}, 1, finished=False)
     second = Adam(vector, 0.1)
-    Run(arguments(tmp_path), "baselines", "ppo").resume({"adam": second}, 10)
+    opened(tmp_path).resume({"adam": second}, 10)
     end = adam(middle, middle**2)
     assert torch.equal(end, second(middle, middle**2)) and not torch.equal(end, Adam(vector, 0.1)(middle, middle**2))
 
@@ -1161,6 +1191,78 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_nothing(tmp_path):
     assert again.iteration == 0 and (run.path / "log.csv").read_text() == ""
     again.write("log.csv", row(10, 2.0))
     assert (run.path / "log.csv").read_text() == "step,agent,return\n10,0,2.0\n"
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, capsys):
+    """The second one is refused, whatever it was going to do, and leaves no trace; when the first one ends, it may."""
+    first, norm = begin(tmp_path)
+    first.write("log.csv", row(10))
+    before = {path.name: path.read_bytes() for path in first.path.iterdir()}
+    for overwrite in (False, True):
+        second = Run(arguments(tmp_path, overwrite=overwrite), "baselines", "ppo")
+        assert "another process" in refused(capsys, lambda second=second: second.resume({"norm": part()}, 10))
+    assert {path.name: path.read_bytes() for path in first.path.iterdir()} == before
+    first.save({"norm": norm}, 1, finished=False)
+    del first, second
+    alive.clear()  # the lock goes with the last reference
+    again = Run(arguments(tmp_path), "baselines", "ppo")
+    assert again.resume({"norm": part()}, 10) == 1
+    again.unlock()
+
+
+def test_a_folder_is_made_only_where_there_is_room(tmp_path, monkeypatch, capsys):
+    """One line, and neither a new folder nor the loss of an old run; what that would leave free counts as room."""
+    monkeypatch.setattr(baselines.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+    assert "no room" in refused(capsys, lambda: opened(tmp_path).make_folder(room=1001))
+    assert list(tmp_path.iterdir()) == []
+    old = finished_run(tmp_path)
+    sizes = {path.name: path.stat().st_size for path in old.path.iterdir()}
+    run = opened(tmp_path, overwrite=True)
+    assert "--buffer-size" in refused(capsys, lambda: run.make_folder(room=1001 + sum(sizes.values())))
+    assert {path.name: path.stat().st_size for path in old.path.iterdir()} == sizes
+    run.make_folder(room=1000 + sum(sizes.values()))
+    assert list(old.path.iterdir()) == []
+
+
+@pytest.mark.parametrize("resuming", [False, True])
+def test_a_full_disk_costs_no_buffer_that_was_there(tmp_path, monkeypatch, capsys, resuming):
+    """One line; a new file goes, an old one stays as it was."""
+    path = tmp_path / "buffer"
+    if resuming:
+        ReplayBuffer(path, OBS, ACT, size=20, resuming=False).add(numbered(0, 5))
+    before = path.read_bytes() if resuming else None
+
+    def full(*rest):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(baselines.os, "posix_fallocate", full)
+    assert "no room" in refused(capsys, lambda: ReplayBuffer(path, OBS, ACT, size=20, resuming=resuming))
+    assert path.exists() == resuming and (not resuming or path.read_bytes() == before)
+
+
+def test_another_robot_under_the_same_name_is_refused(tmp_path, capsys):
+    """The content of the MJCF file counts; its name may stay."""
+    robot = tmp_path / "robot.xml"
+    robot.write_text("<mujoco/>")
+    finished_run(tmp_path, finished=False, xml_file=str(robot))
+    begin(tmp_path, xml_file=str(robot))
+    robot.write_text("<mujoco> </mujoco>")
+    assert "robot.xml is not what it was" in refused(capsys, lambda: begin(tmp_path, xml_file=str(robot)))
+    begin(tmp_path, xml_file=str(robot), overwrite=True)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_compiler_that_comes_or_goes_is_mentioned(tmp_path, capsys, compiled):
+    """args.compile tells whether anything is compiled; config.json only what was asked for."""
+    run, norm = begin(tmp_path)
+    run.args.compile = compiled
+    run.save({"norm": norm}, 1, finished=False)
+    for now in (compiled, not compiled):
+        again = opened(tmp_path)
+        again.args.compile = now
+        again.resume({"norm": part()}, 10)
+        said = f"was {'' if compiled else 'not '}compiled so far" in capsys.readouterr().out
+        assert said == (now != compiled)
 
 
 def test_a_finished_run_says_so(tmp_path):
@@ -1219,7 +1321,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
     """Shapes that do not fit, or a part that it does not have."""
     finished_run(tmp_path, finished=False)
     for parts in ({"norm": RunningNorm((3,))}, {"actor": part()}):
-        err = refused(capsys, lambda parts=parts: Run(arguments(tmp_path), "baselines", "ppo").resume(parts, 10))
+        err = refused(capsys, lambda parts=parts: opened(tmp_path).resume(parts, 10))
         assert "does not fit" in err
 
 
@@ -1984,14 +2086,15 @@ def test_sac_with_no_warm_up_or_nothing_else(tmp_path, monkeypatch, warm_up):
     ("changes", "word"),
     [
         ({"buffer_size": 999}, "--buffer-size"), ({"checkpoint_every": 101}, "--checkpoint-every"),
-        ({"tau": 0.0}, "--tau"), ({"tau": 1.01}, "--tau"), ({"tau": math.nan}, "--tau"),
+        ({"tau": 0.0}, "--tau"), ({"tau": 1.01}, "--tau"), ({"tau": math.nan}, "--tau"), ({"warm_up": 120}, "--warm-up"),
     ],
 )  # fmt: skip
 def test_buffer_settings_that_cannot_be_meant(tmp_path, capsys, changes, word):
     """One line each; the outermost values that can are fine."""
     assert word in refused(capsys, lambda: baselines.check_buffer_args(sac_settings(tmp_path, **{"tau": 0.5} | changes), 1000))
-    baselines.check_buffer_args(sac_settings(tmp_path, buffer_size=1000, checkpoint_every=100), 1000)
+    baselines.check_buffer_args(sac_settings(tmp_path, buffer_size=1000, checkpoint_every=100, warm_up=119), 1000)
     baselines.check_buffer_args(dataclasses.replace(sac_settings(tmp_path), tau=1.0), 1000)
+    assert "60 for each" in refused(capsys, lambda: baselines.check_buffer_args(sac_settings(tmp_path, warm_up=60), 1000, 2))
 
 
 @pytest.mark.parametrize(
@@ -2005,9 +2108,29 @@ def test_buffer_settings_that_cannot_be_meant(tmp_path, capsys, changes, word):
 )  # fmt: skip
 def test_bad_input_of_sac(monkeypatch, tmp_path, capsys, options, word):
     """One line, status 2, nothing on disk."""
-    short = "--algo sac --no-compile --total-steps 1000 --eval-domains 1".split()  # were it not refused
+    short = "--algo sac --no-compile --total-steps 1000 --warm-up 900 --eval-domains 1".split()  # were it not refused
     monkeypatch.setattr(sys, "argv", ["baselines.py", *short, *options.split()])
     assert word in refused(capsys, baselines.main) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for names in baselines.OWN.values() for name in names])
+def test_settings_of_another_algorithm_are_refused(monkeypatch, capsys, name):
+    """In one line that says whose they are; the figure of all algorithms takes any, and so do those that have them."""
+    whose = next(algorithms for algorithms, names in baselines.OWN.items() if name in names)
+    flag, reached = "--" + name.replace("_", "-"), []
+    words = {"matmul_precision": "high", "exploration": "action", "buffer_size": "8192", "steps_per_iteration": "8192"}
+    value = words.get(name, "1")
+    for algo in ("ppo", "ddpg", "sac"):
+        monkeypatch.setattr(baselines, algo, reached.append)
+        monkeypatch.setattr(sys, "argv", ["baselines.py", "--algo", algo, flag, value])
+        if algo in whose:
+            baselines.main()
+        else:
+            assert f"{flag} is for --algo {' or '.join(whose)}" in refused(capsys, baselines.main)
+        monkeypatch.setattr(baselines, "draw_curves", reached.append)
+        monkeypatch.setattr(sys, "argv", ["baselines.py", "--algo", algo, flag, value, "--curves"])
+        baselines.main()
+    assert len(reached) == len(whose) + 3
 
 
 def test_what_is_usual_depends_on_the_algorithm(monkeypatch, tmp_path):
@@ -2021,3 +2144,62 @@ def test_what_is_usual_depends_on_the_algorithm(monkeypatch, tmp_path):
     said = [(args.algo, args.tau, args.batch_size) for args in asked]
     assert said == [("ddpg", 0.01, 64), ("ddpg", 0.5, 64), ("sac", 0.005, 256), ("sac", 0.5, 256)]
     assert [args.warm_up for args in asked[1::2]] == [0, 0] and asked[2].warm_up == 10_000
+
+
+# Several seeds, and the line that says how far a run is -------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [130, -signal.SIGINT])
+def test_no_seed_begins_after_one_was_interrupted(monkeypatch, status):
+    """Ctrl-C reaches the children first; whatever waited for its turn is not begun."""
+    begun = []
+
+    class Child:
+        stdout, returncode = (), status
+
+        def __init__(self, command, **_):
+            begun.append(command[command.index("--seed") + 1])
+
+        __enter__ = lambda self: self
+        __exit__ = lambda *_: None
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    with pytest.raises(SystemExit):
+        baselines.run_seeds((5, 6, 7), 1)
+    assert len(begun) == 1
+
+
+def test_threads_of_the_command_line_are_those_of_each_seed(monkeypatch):
+    """Else the cores are shared out among as many processes as run at a time."""
+    commands = []
+
+    class Child:
+        stdout, returncode = (), 0
+
+        def __init__(self, command, **_):
+            commands.append(command)
+
+        __enter__ = lambda self: self
+        __exit__ = lambda *_: None
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    monkeypatch.setattr(baselines.os, "cpu_count", lambda: 12)
+    for given, seeds, jobs, expected in (
+        ([], (0, 1, 2), 2, 6), ([], (3,), 2, 12), ([], (0, 1), 24, 6), (["--threads", "3"], (0, 1), 2, 3), (["--threads=5"], (0,), 1, 5),
+    ):  # fmt: skip
+        commands.clear()
+        monkeypatch.setattr(sys, "argv", ["baselines.py", "--algo", "ppo", *given, "--seeds", *map(str, seeds)])
+        baselines.run_seeds(seeds, jobs)
+        assert len(commands) == len(seeds)
+        for command in commands:
+            monkeypatch.setattr(sys, "argv", command[1:])
+            args = baselines.parse_args(baselines.Args, "")
+            assert args.threads == expected and args.seeds == () and args.seed in seeds
+
+
+def test_time_left_may_be_days(monkeypatch, capsys):
+    """Ten steps in a second, of a million: 27 hours, 46 minutes and 39 seconds left."""
+    clock = iter((0.0, 1.0))
+    monkeypatch.setattr(baselines.time, "perf_counter", lambda: next(clock))
+    baselines.Progress(1_000_000, 0).show(10, 1.0)
+    assert "27:46:39 left" in capsys.readouterr().out

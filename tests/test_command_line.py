@@ -206,6 +206,7 @@ def test_dual_policy_distillation_learns_and_reports(tmp_path, base, method):
     learning = log["step"] > (interval * learners if base == "ppo" else 0)
     if method == "dpd":
         assert (log["distillation"][learning] > 1e-9).all() and 0 < log["peer_better"][learning].mean() < 1
+        assert (0.02 < log["effective"][learning]).all() and (log["effective"][learning] <= 1 + 1e-6).all()
         first, second = (state[f"actor{i}"]["net.0.weight"] for i in (0, 1))
         assert (first - second).abs().max() > 1e-2  # different from the beginning
     else:
@@ -359,8 +360,10 @@ SHORT_BUFFER = "--buffer-size 1500 --checkpoint-every 1 --updates 2 --total-step
 def test_killed_and_resumed_to_the_bit(tmp_path, script, options, kills):
     """SIGKILL at random moments, the same command again, until it ends: the same bits as without interruption, on one
     thread instead of three."""
-    tiny = [*TINY, *options.split(), "--threads", 3]
+    tiny = [*(TINY_DDPG if SHORT_BUFFER in options else TINY), *options.split(), "--threads", 3]
     run(script, *tiny, "--threads", 1, "--runs", "whole", folder=tmp_path)
+    learned = baselines.read_csv(only_run(tmp_path, "whole") / "log.csv")
+    assert np.mean(learned["critic_loss" if "critic_loss" in learned else "value_loss"] > 0) > 0.7  # not just random steps
     kills, moments = int(os.environ.get("KILLS", kills)), random.Random(os.environ.get("KILL_SEED", time.time()))
     waited = []
     for _ in range(kills):
@@ -649,16 +652,22 @@ BAD_DPD = [
     ("--table 2", "2"),
     ("--figure 3 --base ppo", "DDPG"),
     ("--total-steps 3999", "less than one iteration"),
+    ("--total-steps 20000", "--warm-up"),
     ("--base ppo --total-steps 4000", "less than one iteration"),
     ("--env CartPole-v1 --seeds 0 1", "not a MuJoCo environment"),
 ]
 BAD_BASELINES = [
     *BAD[:2],
     ("--algo td3", "td3"),
-    ("--algo ddpg --total-steps 1999 --steps-per-iteration 512", "less than one iteration"),
+    ("--algo ddpg --total-steps 1999", "less than one iteration"),
     *((f"--algo ddpg {line}", word) for line, word in (BAD_DDPG[0], BAD_DDPG[6])),
 ]
-BAD_SAC = [("--algo sac --tau 0", "--tau"), ("--algo sac --warm-up -1", "--warm-up")]
+BAD_SAC = [
+    ("--algo sac --tau 0", "--tau"),
+    ("--algo sac --warm-up -1", "--warm-up"),
+    ("--algo sac --total-steps 10000", "--warm-up"),
+    ("--algo ppo --batch-size 128", "ddpg or sac"),
+]
 BAD_ENSEMBLE = [
     ("--ensemble-size 1", "at least 2"),
     ("--figure piekd-9", "piekd-9"),
@@ -721,6 +730,34 @@ def test_damaged_files(short_run, damage):
     _, err = run("p2pdrl.py", *short, folder=folder, status=2)
     assert len(err.splitlines()) == 1 and name in err and "--overwrite" in err
     assert (path / name).read_bytes() == left
+
+
+def test_ctrl_c_ends_all_seeds_and_begins_no_others(tmp_path):
+    """In a terminal it reaches every process. Those that ran say how to go on; the others leave nothing; status 130."""
+    command = [sys.executable, ROOT / "p2pdrl.py", *TINY, "--total-steps", "10_000_000", "--seeds", "0", "1", "2", "3"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([*map(str, command), "--jobs", "2"], cwd=tmp_path, **options)
+    begun = set()
+    for line in process.stdout:
+        begun |= {line.split(" |")[0]} if " steps/s " in line else set()
+        if len(begun) == 2:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and begun == {"seed 0", "seed 1"}
+    assert all("stopped; the same command, without --overwrite, goes on" in text for text in (out, err))
+    assert sorted(path.name[-5:] for path in (tmp_path / "runs").iterdir()) == ["seed0", "seed1"]
+
+
+def test_a_run_that_is_under_way_is_not_begun_twice(tmp_path):
+    """One line, status 2, and the first one goes on as if nothing had been."""
+    first = start("p2pdrl.py", *TINY, folder=tmp_path)
+    while not list(tmp_path.glob("runs/*/log.csv")):
+        assert first.poll() is None
+        time.sleep(0.02)
+    _, err = run("p2pdrl.py", *TINY, "--overwrite", folder=tmp_path, status=2)
+    first.communicate(timeout=120)
+    assert len(err.splitlines()) == 1 and "another process" in err and first.returncode == 0
 
 
 @pytest.mark.parametrize("base", ["ppo", "ddpg"])

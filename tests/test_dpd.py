@@ -106,6 +106,11 @@ def test_weights_are_clipped_before_they_are_normalised():
     torch.testing.assert_close(weights, torch.tensor([0.01, 1.0, 100.0]) / 101.01)
     assert distillation_weights(torch.tensor([-1.0, -2.0]), 1.0, "hard").tolist() == [0, 0]
 
+def test_effective_share_by_hand():
+    """All alike: 1. One alone: its share. 1, 1, 2 of four states: 16 / (4 * 6). Nothing counts: 0."""
+    for weights, expected in (([3.0] * 5, 1), ([0, 7.0, 0, 0], 1 / 4), ([1.0, 1, 2, 0], 2 / 3), ([0.0] * 3, 0)):
+        assert dpd.effective_share(torch.tensor(weights)).item() == pytest.approx(expected)
+
 def test_loss_by_loops():
     """Sum over states of weight times the mean over action dimensions of the squared difference."""
     torch.manual_seed(0)
@@ -162,6 +167,7 @@ def test_a_step_of_distillation_the_ordinary_way(base, weighting):
         told = distil(own, peer, obs, distillation_step, args)
         assert told[0].item() == pytest.approx(loss.item(), rel=1e-4)
         assert told[1].item() == pytest.approx((better > 0).float().mean().item())
+        assert told[2].item() == pytest.approx(1 / (16 * sum((weight / weights.sum()) ** 2 for weight in weights)).item())
     after = everything(own)
     for fast, expected in zip(own.actor.net.parameters(), slow.actor.net.parameters()):
         torch.testing.assert_close(fast, expected, rtol=0, atol=2e-6)
@@ -224,6 +230,33 @@ def test_the_defaults_are_the_papers():
     assert ddpg.distillation_adam.learning_rate == 1e-4 and ppo.distillation_adam.learning_rate == 1e-5
 
 # What is missing for a figure ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize(
+    ("together", "alone", "other", "expected"),
+    [
+        ((100, 200, 300, 400, 500, 600), (100, 200, 300, 400), (100, 200, 300, 400), ((200, 100), (400, 200), (600, 300))),
+        ((100, 200, 300), (10, 60, 150, 300), (60, 150, 300), ((100, 60), (200, 60), (300, 150))),  # as near as can be
+    ],
+)
+def test_figure_3_compares_learners_of_one_age(monkeypatch, together, alone, other, expected):
+    """Half of DPD's steps are each learner's; the title says so, and how old the others are if that is not the same."""
+    paths = [Path(name) for name in ("together", "alone", "other")]
+    kept, asked = dict(zip(paths, (together, alone, other))), []
+
+    def networks_of(path, step):
+        asked.append((path, step))
+        torch.manual_seed(step)
+        reach = np.ones(6, np.float32)
+        return [(dpd.DeterministicActor(17, reach), dpd.ActionCritic(17, 6)) for _ in range(2)]
+
+    monkeypatch.setattr(dpd, "look_up", lambda args, by: {("dpd",): paths[:1], ("vanilla",): paths[1:]})
+    monkeypatch.setattr(dpd, "steps_of", lambda path: list(kept[path]))
+    monkeypatch.setattr(dpd, "networks_of", networks_of)
+    figure = dpd.figure_3(settings(figure="3"))
+    assert asked[1:] == [pair for step, age in expected for pair in zip(paths, (step, age, age))]
+    for axis, (step, age) in zip(figure.axes, expected):
+        says = f"{step // 2} steps of each learner" if age == step / 2 else f"DPD {step // 2}, DDPG {age} steps"
+        assert says in axis.get_title()
 
 def test_missing_runs_are_named_by_the_commands_that_make_them(monkeypatch, tmp_path, capsys):
     """With every setting that was given, in a form that a shell and the script read back; nothing that is as usual."""

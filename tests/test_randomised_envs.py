@@ -411,9 +411,12 @@ def test_wrapping_leaves_the_environment_as_it_was():
     assert np.array_equal(plain.unwrapped._get_obs(), obs) and model_bytes(plain) == model
 
 
-def test_humanoid_under_an_observation_wrapper_is_refused():
+@pytest.mark.parametrize("wrapper", [lambda env: gym.wrappers.FrameStackObservation(env, 2), gym.wrappers.NormalizeObservation])
+def test_humanoid_under_an_observation_wrapper_is_refused(wrapper):
+    """One that changes the shape of what is seen, and one that does not; robots that do not see masses take either."""
     with pytest.raises(ValueError, match="inside observation wrappers"):
-        RandomisedEnv(gym.wrappers.FrameStackObservation(gym.make("Humanoid-v5"), 2))
+        RandomisedEnv(gym.wrappers.TimeLimit(wrapper(gym.make("Humanoid-v5")), 50))
+    RandomisedEnv(wrapper(gym.make("Hopper-v5")))
 
 
 @pytest.mark.parametrize("env_id", ENVS)
