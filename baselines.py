@@ -1022,8 +1022,8 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def training_curve(path: Path, points: np.ndarray, agent: int | None = None, column: str = "return") -> np.ndarray:
-    """A column of log.csv at the given steps, smoothed over 20 iterations: of one agent, or the mean over agents.
+def training_curve(path: Path, points, agent: int | None = None, column: str = "return", rows: int = 20) -> np.ndarray:
+    """A column of log.csv at the given steps, each a mean of so many rows: of one agent, or the mean over agents.
 
     Beyond the end of the run: nan.
     """
@@ -1032,7 +1032,7 @@ def training_curve(path: Path, points: np.ndarray, agent: int | None = None, col
     curves = []
     for each in agents:
         own = log["agent"] == each
-        curves.append(np.interp(points, log["step"][own], smooth(log[column][own], 20), right=np.nan))
+        curves.append(np.interp(points, log["step"][own], smooth(log[column][own], rows), right=np.nan))
     return np.mean(curves, axis=0)
 
 

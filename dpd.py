@@ -693,15 +693,17 @@ def figure_2(args):
             paths = found.get((env, method), [])
             if paths:
                 steps = by_learner(paths[0], "return")[0]
-                agents = range(2 if method == "dpd" else 1)
-                curves = [over_learners([training_curve(path, steps, agent) for agent in agents], axis=0) for path in paths]
+                agents, rows = (range(2), 10) if method == "dpd" else (range(1), 20)  # as many environment steps
+                of_all = [[training_curve(path, steps, agent, rows=rows) for agent in agents] for path in paths]
+                curves = over_learners(of_all, axis=1)
                 mean, std = np.mean(curves, axis=0), np.std(curves, axis=0)
                 axis.plot(steps, mean, color=COLOURS[index], linestyle=STYLES[index], label=with_seeds(label, len(paths)))
                 axis.fill_between(steps, mean - std, mean + std, color=COLOURS[index], alpha=0.15, linewidth=0)
         millions(axis)
         axis.set(xlabel="environment steps, all learners", ylabel="training return")
         axis.legend(loc="best")
-    explained = f"{args.base}; mean over seeds, +- standard deviation; each curve a mean of 20 rows of the log"
+    smoothed = "each point is a mean of 20 rows of the log, or of 10 of dpd's, which are twice as long"
+    explained = f"{args.base}; mean over seeds, +- standard deviation; {smoothed}"
     figure.suptitle(textwrap.fill(explained, int(12 * figure.get_figwidth())), fontsize=10)
     return figure
 

@@ -1475,6 +1475,8 @@ def test_training_curve(tmp_path):
     means = np.array([returns[max(0, i - 19) : i + 1].mean(0) for i in range(30)])
     np.testing.assert_allclose(training_curve(tmp_path, steps, agent=1), means[:, 1])
     np.testing.assert_allclose(training_curve(tmp_path, steps), means.mean(1))
+    last, before = training_curve(tmp_path, steps[-2:], agent=1, rows=1)[::-1]
+    np.testing.assert_allclose(training_curve(tmp_path, steps[-1:], agent=1, rows=2), [(last + before) / 2])
     between = training_curve(tmp_path, np.array([15, 300, 301]), agent=0)
     np.testing.assert_allclose(between, [means[:2, 0].mean(), means[29, 0], np.nan])
 

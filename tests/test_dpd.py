@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -28,8 +29,10 @@ OBS, ACT = 5, 3  # sizes of hand-made observations and actions
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """MuJoCo writes its log to the current directory."""
+    """MuJoCo writes its log to the current directory; figures are left open for nobody."""
     monkeypatch.chdir(tmp_path)
+    yield
+    plt.close("all")
 
 # Helpers -------------------------------------------------------------------------------------------------
 
@@ -230,6 +233,23 @@ def test_the_defaults_are_the_papers():
     assert ddpg.distillation_adam.learning_rate == 1e-4 and ppo.distillation_adam.learning_rate == 1e-5
 
 # What is missing for a figure ----------------------------------------------------------------------------
+
+def test_figure_2_by_hand(monkeypatch, tmp_path):
+    """One learner's curve, the mean and the better of both of a pair: each point from as many steps of all learners."""
+    rng, paths = np.random.default_rng(0), {"vanilla": [], "dpd": []}
+    returns = {"vanilla": rng.normal(size=(2, 60, 1)), "dpd": rng.normal(size=(2, 30, 2))}  # seeds, rows, learners
+    for method, table in returns.items():
+        for seed, rows in enumerate(table):
+            paths[method].append(tmp_path / f"{method}{seed}")
+            paths[method][-1].mkdir()
+            lines = [f"{(t + 1) * 120 // len(rows)},{i},{rows[t, i]}" for t in range(len(rows)) for i in range(rows.shape[1])]
+            (paths[method][-1] / "log.csv").write_text("\n".join(["step,agent,return", *lines]))
+    monkeypatch.setattr(dpd, "look_up", lambda args, by: {("Hopper-v4", method): each for method, each in paths.items()})
+    (axis,) = dpd.figure_2(settings(figure="2")).axes
+    ends = [line.get_ydata()[-1] for line in axis.lines]
+    alone, pairs = returns["vanilla"][:, -20:, 0].mean(1), returns["dpd"][:, -10:].mean(1)
+    np.testing.assert_allclose(ends, [alone.mean(), pairs.mean(), pairs.max(1).mean()])
+    assert [line.get_xdata()[-1] for line in axis.lines] == [120, 120, 120] and len(axis.lines[1].get_xdata()) == 30
 
 @pytest.mark.parametrize(
     ("together", "alone", "other", "expected"),
