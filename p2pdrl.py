@@ -577,14 +577,27 @@ def policies_of(path: Path, step: int | None = None) -> list[GaussianActor]:
     return actors
 
 
+def without_effect(method: str) -> list[str]:
+    """Settings that change nothing with this method."""
+    return ["alpha"] * (method in ("ppo", "distributed-ppo")) + ["reset_every"] * (method != "dnc")
+
+
 def look_up(args, wanted: list[dict]) -> dict[tuple, list[Path]]:
-    """Finished runs by the settings that `wanted` names, and for what is wanted but missing the command that makes it."""
-    found = find_runs(args, "p2pdrl", tuple(wanted[0]))
+    """Finished runs by the settings that `wanted` names, and for what is wanted but missing the command that makes it.
+
+    Settings that change nothing with a method are not asked of its runs.
+    """
+    by, some = tuple(wanted[0]), ("alpha", "reset_every")
+    found = {}
+    for key, paths in find_runs(args, "p2pdrl", by + some).items():
+        ignored = without_effect(key[by.index("method")])
+        if key[len(by) :] == tuple(getattr(Args if name in ignored else args, name) for name in some):
+            found[key[: len(by)]] = paths
     missing = [flags for flags in wanted if tuple(flags.values()) not in found]
     if missing:
         print("no finished runs yet of what these commands make:")
     for flags in missing:
-        flags = {"env": args.env, "eps_tr": args.eps_tr} | given(args, COMPARED | {"runs"}) | flags
+        flags = {"env": args.env, "eps_tr": args.eps_tr} | given(args, COMPARED | {"runs", *without_effect(flags["method"])}) | flags
         # What is not in the name of a run's folder needs another folder above it.
         apart = [name for name in flags if name not in ("env", "method", "eps_tr", "total_steps")]
         names = (name + "-".join(f"{value}" for value in np.atleast_1d(flags[name])) for name in apart)
@@ -941,6 +954,9 @@ def main():
     if not 0 <= args.alpha < math.inf or not math.isfinite(args.entropy_coef):
         fail("--alpha must not be negative, nor --alpha or --entropy-coef infinite")
     check_args(args, domains=args.agents)
+    for name in without_effect(args.method):
+        if not args.figure and getattr(args, name) != getattr(Args, name):
+            fail(f"--{name.replace('_', '-')} changes nothing with --method {args.method}")
     if args.figure:
         draw_figure(args)
     elif args.seeds:

@@ -618,6 +618,8 @@ BAD_COHORT = [
     ("--method distral --agents 1", "at least 2"),
     ("--method dnc --agents 1", "at least 2"),
     ("--reset-every 0", "--reset-every"),
+    ("--reset-every 7", "changes nothing"),
+    ("--method ppo --alpha 0.5", "changes nothing"),
     ("--method ppo --agents 0", "at least 1"),
     ("--agents 3", "does not divide"),
     ("--alpha -1", "--alpha"),

@@ -1161,7 +1161,22 @@ def test_the_figures_show_the_mean_of_each_method_over_the_right_runs(tmp_path, 
     out = capsys.readouterr().out
     missing = [(named.env, named.method) for named in commands(monkeypatch, out)]
     assert "2 runs" in out
-    assert missing == [("Hopper-v4", method) for method in ("distributed-ppo", "self-kl", "distral", "dnc")]
+    assert missing == [("Hopper-v4", method) for method in ("distributed-ppo", "distral", "dnc")]
+
+
+def test_figures_do_not_ask_for_what_changes_nothing(tmp_path, monkeypatch, capsys):
+    """With --alpha 0.5 --reset-every 7: PPO's run needs neither, P2PDRL's needs that alpha, DnC's both; so do the commands."""
+    args = tiny(tmp_path, figure="3", alpha=0.5, reset_every=7)
+    change = dataclasses.replace
+    finished_run(change(args, method="ppo", alpha=1.0, reset_every=50), [60], [70])
+    finished_run(change(args, method="p2pdrl", alpha=1.0, reset_every=50), [999, 999], [999, 999])
+    finished_run(change(args, method="distral", reset_every=50), [10, 20], [70, 70])
+    finished_run(change(args, method="dnc", reset_every=50), [999, 999], [999, 999])
+    drawn = Drawn(monkeypatch)
+    p2pdrl.draw_figure(args)
+    assert [line[0] for line in drawn.lines] == ["ppo, 1 seed", "distral, 1 seed"]
+    missing = {named.method: (named.alpha, named.reset_every) for named in commands(monkeypatch, capsys.readouterr().out)}
+    assert missing == {"p2pdrl": (0.5, 50), "distributed-ppo": (1.0, 50), "dnc": (0.5, 7)}
 
 
 @pytest.mark.parametrize("figure", ["2", "6"])
