@@ -31,8 +31,8 @@ Where this differs from, or completes, the papers
 * A phase begins at the first end of an episode at which the counter has reached the interval. (CIKD's line 20 asks
   for a multiple of the interval, which ends of episodes seldom hit, and only after every E episodes, E not given.
   The released code distils in the middle of an episode.)
-* The counter begins when the random steps at the beginning are over, and returns of episodes that began before that
-  are nobody's. An agent without an episode is never elected; of equals the first one is.
+* The counter begins when the random steps at the beginning are over, and episodes that began before that do not count
+  in the election. An agent without an episode is never elected; of equals the first one is.
 * The KL of squashed Gaussians is that of the Gaussians before the squash: tanh is one-to-one, and the KL does not
   change when both variables go through the same one-to-one map.
 * A phase is `--distill-epochs` passes over the buffer in minibatches, each pass in a new random order (the released
@@ -47,9 +47,17 @@ Where this differs from, or completes, the papers
 * `--share extra` gives each agent as many updates of its own as a student would have minibatches: of policy and
   critics, as the papers say (the released code leaves the critics out). It always counts as PIEKD does.
 * Each agent learns at each step from a minibatch of its own. (Both algorithms update after an episode.)
+* Students are compared with their teacher after a phase; CIKD compares them before it, too.
 * SAC is that of baselines.py, where its own decisions stand. Its networks begin as in the released code; the papers
   say "uniform", and not how wide.
 * `--eps-tr` trains under domain randomisation, which the papers did not try; a new domain for each episode.
+
+You should know
+---------------
+* The best of K agents is chosen and reported from the same episodes, as in the papers. That is more than the mean even
+  if all are equally good: compare it with the ensemble's, or look at the worst as well; not only with one agent.
+* Where all episodes have the same length, as in HalfCheetah, phases and evaluations fall on the same steps: what is
+  evaluated then are students that were taught just before.
 
 Commands, on a laptop
 ---------------------
@@ -451,20 +459,42 @@ def reset_networks(student, seed: int):
         student.critic.apply(glorot)
 
 
-def teach(agents, teacher: int, buffer, compiled_steps, args, phase_number: int) -> list[list[float]]:
-    """Bring all the other agents nearer to the teacher; for each agent the mean losses of policy and critic."""
-    losses = [[0.0, 0.0] for _ in agents]
-    for k, student in enumerate(agents):
-        if k == teacher:
-            continue
-        rng = np.random.default_rng([args.seed, k, phase_number, 3])
+class Teaching:
+    """The compiled steps of distillation, and threads in which students can learn side by side."""
+
+    def __init__(self, args):
+        self.steps = compiled(policy_distillation_step, args), compiled(critic_distillation_step, args)
+        alone = args.threads == 1 or args.device != "cpu"
+        self.pool = None if alone else ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.known = set()  # teachers with whom everything was compiled before: no thread can help with that
+
+    def map_for(self, teacher: int):
+        """map, or that of the threads."""
+        side_by_side = self.pool.map if self.pool and teacher in self.known else map
+        self.known.add(teacher)
+        return side_by_side
+
+
+def teach(agents, teacher: int, buffer, compiled_steps, args, phase_number: int, side_by_side=map) -> list[list[float]]:
+    """Bring all the other agents nearer to the teacher; for each agent the mean losses of policy and critic.
+
+    side_by_side: map, or that of a pool of threads. Students share nothing that changes, so that the bits are the same.
+    """
+    losses, rngs = [[0.0, 0.0] for _ in agents], {}
+    for k in (k for k in range(len(agents)) if k != teacher):
+        rngs[k] = np.random.default_rng([args.seed, k, phase_number, 3])
         if args.reset_students:
-            reset_networks(student, int(rng.integers(2**62)))
+            reset_networks(agents[k], int(rngs[k].integers(2**62)))
+
+    def lesson(k):
         if args.share == "hardcopy":
-            copy_networks(student, agents[teacher])
+            copy_networks(agents[k], agents[teacher])
         else:
-            losses[k] = distil(student, agents[teacher], buffer, *compiled_steps, args, rng)
-        student.vectors[2].data.lerp_(student.vectors[1].data, args.tau)  # one step of the target, as after any update
+            losses[k] = distil(agents[k], agents[teacher], buffer, *compiled_steps, args, rngs[k])
+        critic, target = agents[k].vectors[1:3]
+        target.data.lerp_(critic.data, args.tau)  # one step of the target, as after any update
+
+    list(side_by_side(lesson, rngs))
     return losses
 
 
@@ -476,7 +506,7 @@ def learn_on(agents, buffer, update, args, phase_number: int):
             update(agent, *sac_batch(buffer, args, rng))
 
 
-def phase(agents, standings, buffer, envs, update, compiled_teaching, args, step: int) -> list[dict]:
+def phase(agents, standings, buffer, envs, update, teaching, args, step: int) -> list[dict]:
     """Share what there is to share, and begin to count anew; rows for distillation.csv, none if nobody taught."""
     rows = []
     if args.share == "extra":
@@ -486,7 +516,8 @@ def phase(agents, standings, buffer, envs, update, compiled_teaching, args, step
         teacher = elect(recent, args.teacher, rng)                                         # PIEKD Alg. 1, line 18
         if teacher is None:
             return []  # wait until somebody has finished an episode
-        losses = teach(agents, teacher, buffer, compiled_teaching, args, standings.phases)  # lines 19, 20
+        side_by_side = teaching.map_for(teacher)
+        losses = teach(agents, teacher, buffer, teaching.steps, args, standings.phases, side_by_side)  # lines 19, 20
         policies = [squashed_policy(agent.actor) for agent in agents]
         tests = evaluate(envs, policies, (min(args.eps_te),), args.eval_domains, step)
         for k, (policy_loss, critic_loss) in enumerate(losses):
@@ -528,7 +559,7 @@ def train(args):
     envs = make_envs(args, args.threads + 1)
     set_up_torch(args)
     update = SACUpdate(args)
-    compiled_teaching = compiled(policy_distillation_step, args), compiled(critic_distillation_step, args)
+    teaching = Teaching(args)
 
     obs_size, scale = envs[0].observation_space.shape[0], reach_of(envs[0])
     numbers = range(args.ensemble_size)
@@ -571,7 +602,7 @@ def train(args):
                 standings.record(chosen, finished)                                                 # line 14
             enough = len(buffer) >= args.batch_size
             if has_phases and enough and standings.steps_since >= args.interval:                   # line 17
-                rows = phase(agents, standings, buffer, envs[:-1], update, compiled_teaching, args, step + 1)
+                rows = phase(agents, standings, buffer, envs[:-1], update, teaching, args, step + 1)
                 if rows:
                     run.write("distillation.csv", rows)
         step = (iteration + 1) * ROW
@@ -582,7 +613,8 @@ def train(args):
             run.check_finite(step, k, means, torch.cat([vector.detach() for vector in agent.vectors]))
             rows.append({
                 "step": step, "agent": k,
-                # Of its episodes that ended, else of its last one; of anybody's as long as it had none that counts.
+                # Of the episodes that ended and were its own, random ones too; if there are none, of its last one that
+                # counts; if there is none either, of the last one of all.
                 "return": float(np.mean(returns[k] or [last[k]])),
                 "episodes": len(returns[k]),
                 # The next four are means over the row's updates, 0 if there were none.
@@ -607,33 +639,48 @@ def train(args):
 
 # What a line of a figure is: its label, and the settings in which its runs differ from the method's own.
 METHOD = ("{method}", {})
-ENSEMBLE = ("ensemble", {"method": "ensemble", "interval": Args.interval})
-VANILLA = ("vanilla", {"method": "vanilla", "ensemble_size": 1, "interval": Args.interval})
+ENSEMBLE = ("ensemble", {"method": "ensemble"})
+VANILLA = ("vanilla", {"method": "vanilla", "ensemble_size": 1})
 ENSEMBLE_EXTRA = ("ensemble (extra)", {"method": "ensemble", "share": "extra"})
 VANILLA_EXTRA = ("vanilla (extra)", {"method": "vanilla", "ensemble_size": 1, "share": "extra"})
+RANDOM = ("{method} (random teacher)", {"teacher": "random"})
 SIZES = [(f"{{method}}, K = {size}", {"ensemble_size": size}) for size in (2, 3, 5)]
 INTERVALS = [(f"{{method}}, I = {interval}", {"interval": interval}) for interval in (1000, 5000, 10_000, 100_000)]
 CURVES = {
     "piekd-3": [METHOD, ENSEMBLE, VANILLA],
     "piekd-4": [METHOD, ENSEMBLE_EXTRA, VANILLA_EXTRA],
     "piekd-5": [METHOD, ("{method} (hardcopy)", {"share": "hardcopy"}), ENSEMBLE, VANILLA],
-    "piekd-6": [METHOD, ("{method} (random teacher)", {"teacher": "random"}), ENSEMBLE],
+    "piekd-6": [METHOD, RANDOM, ENSEMBLE],
+    "cikd-4": [METHOD, RANDOM, ENSEMBLE, VANILLA],
     "piekd-7": [*SIZES, ENSEMBLE],
     "piekd-8": [*INTERVALS, ENSEMBLE],
     "cikd-7": [METHOD, ("policy only", {"distil": "policy"}), ("critic only", {"distil": "critic"}), VANILLA],
 }
 RESET = [METHOD, ("{method} (reset)", {"reset_students": True}), ENSEMBLE]
 SAME = {  # figures of CIKD that show what one of PIEKD shows
-    "cikd-2": "piekd-3", "cikd-3a": "piekd-4", "cikd-3b": "piekd-5", "cikd-4": "piekd-6", "cikd-6": "piekd-7",
-    "cikd-8": "piekd-3",
+    "cikd-2": "piekd-3", "cikd-3a": "piekd-4", "cikd-3b": "piekd-5", "cikd-6": "piekd-7", "cikd-8": "piekd-3",
 }
 FIGURES = sorted([*CURVES, *SAME, "cikd-5", "cikd-9"])
-VARIED = "method", "ensemble_size", "interval", "share", "teacher", "distil", "reset_students"
+VARIED = (
+    "method", "ensemble_size", "share", "teacher", "distil", "reset_students", "interval", "recent", "distill_epochs",
+    "distill_updates", "distill_lr",
+)  # fmt: skip
+
+
+def without_effect(method: str, share: str) -> tuple[str, ...]:
+    """Settings that change nothing with these two."""
+    if share == "hardcopy":
+        return "distil", "reset_students", "distill_epochs", "distill_updates", "distill_lr"
+    if method in ("piekd", "cikd"):
+        return ()
+    nobody_teaches = "teacher", "distil", "reset_students", "recent", "distill_lr"
+    return nobody_teaches if share == "extra" else (*nobody_teaches, "interval", "distill_epochs", "distill_updates")
 
 
 def command(args, changes: dict) -> str:
     """The command that makes runs of these settings where the figure of this command line looks for them."""
-    shown = {"env": args.env, "total_steps": args.total_steps} | given(args, {"seed"}) | changes
+    useless = set(without_effect(changes["method"], changes.get("share", args.share)))
+    shown = {"env": args.env, "total_steps": args.total_steps} | given(args, {"seed"} | useless) | changes
     if shown["method"] == "vanilla":
         del shown["ensemble_size"]
     usual = [name for name in changes if name != "method" and shown.get(name) == getattr(Args, name)]
@@ -648,10 +695,13 @@ def look_up(args, lines) -> dict[str, list[Path]]:
     found = find_runs(args, "piekd_cikd", VARIED)
     chosen, missing = {}, []
     for label, changes in lines:
-        wanted = usual | changes
-        paths = found.get(tuple(wanted[name] for name in VARIED))
+        wanted, label = usual | changes, label.format(method=method.upper())
+        useless = without_effect(wanted["method"], wanted["share"])
+        paths = found.get(tuple(getattr(Args, name) if name in useless else wanted[name] for name in VARIED))
         if paths:
-            chosen[label.format(method=method.upper())] = paths
+            chosen[label] = paths
+        elif "interval" not in useless and wanted["interval"] > args.total_steps - args.warm_up:
+            print(f"{label} needs more --total-steps: its interval is longer than what follows the --warm-up")
         else:
             missing.append(command(args, {"method": method} | changes))
     if missing:
@@ -725,8 +775,10 @@ def surpassing(table: dict[str, np.ndarray], low: float, high: float) -> float:
 def figure_cikd_5(args):
     """Who teaches, how often each, how often a student is better than its teacher after a phase, and the reset."""
     chosen = look_up(args, RESET)
-    tables = [read_csv(path / "distillation.csv") for path in chosen.get("CIKD", [])]
-    if not all(tables) or not tables:
+    if "CIKD" not in chosen:
+        fail("--figure cikd-5 needs a run of --method cikd")
+    tables = [table for path in chosen["CIKD"] if (table := read_csv(path / "distillation.csv"))]
+    if not tables:
         fail("--figure cikd-5 needs a run in which something was distilled: more --total-steps or a smaller --interval")
     figure, axes = new_figure(columns=2, rows=2)
     agents = int(tables[0]["agent"].max()) + 1
@@ -791,22 +843,22 @@ def draw_figure(args):
 
 def check_ablation(args):
     """Refuse flags that would change nothing, or leave a student with a network that was never taught anything."""
-    changed = [name for name in ("teacher", "distil", "reset_students") if getattr(args, name) != getattr(Args, name)]
     alone = args.method in ("ensemble", "vanilla")
     if args.share == "hardcopy" and alone:
         fail(f"--method {args.method} has no teacher to copy: --share hardcopy is for piekd and cikd")
     if args.share == "extra" and not alone:
         fail(f"--share extra takes the place of distillation: it is for ensemble and vanilla, not for {args.method}")
-    useless = changed if alone else [name for name in changed if name != "teacher" and args.share == "hardcopy"]
-    if alone and args.share != "extra" and args.interval != Args.interval:
-        useless.append("interval")
-    if useless:
-        how = f"--method {args.method} --share {args.share}"
-        fail(f"--{useless[0].replace('_', '-')} changes nothing with {how}, where nothing is distilled")
+    for name in without_effect(args.method, args.share):
+        if getattr(args, name) != getattr(Args, name):
+            fail(f"--{name.replace('_', '-')} changes nothing with --method {args.method} --share {args.share}")
+    if args.distill_updates and args.distill_epochs != Args.distill_epochs:
+        fail("--distill-epochs changes nothing beside --distill-updates")
     if args.reset_students and args.distil != "both":
         fail(f"--reset-students with --distil {args.distil} leaves the students with a new network that nobody taught")
     if (not alone or args.share == "extra") and args.interval > args.total_steps - args.warm_up:
         fail(f"--interval {args.interval} is never over: only {args.total_steps - args.warm_up} steps follow the --warm-up")
+    if (not alone or args.share == "extra") and args.batch_size > min(args.buffer_size, args.total_steps):
+        fail(f"--batch-size {args.batch_size} is more than is ever remembered: there would be no phase")
     if args.recent > args.total_steps:
         fail(f"--recent {args.recent} is more episodes than --total-steps {args.total_steps} can hold")
 

@@ -4,9 +4,9 @@
     python tests/benchmark.py --tables ddpg sac      # some of them
 
 Everything is measured in one run, because a laptop's speed changes from minute to minute. After each iteration of
-`python p2pdrl.py --env Walker2d-v4` the physics of its rollouts is played again, actions recorded, by as many
-threads as there are cores, each calling nothing but `mj_step`: no program that trains on this
-physics on this machine can be faster. Each ratio is the median over iterations of (rate / physics alone, just after).
+`python p2pdrl.py --env Walker2d-v4` the physics of its rollouts is played again, the same trajectories, by a thread for
+each rollout as in training, which calls nothing but `mj_step`: no program that trains on this physics in this way can be
+faster. Each ratio is the median over iterations of (rate / physics alone, just after).
 
 The second table holds the methods of p2pdrl.py, and a cohort of eight, against the main job in the same run.
 
@@ -14,10 +14,12 @@ The other two hold the learners with a replay buffer: DDPG by environment steps 
 updates of agents per second, environment steps included. They take turns, and each number is the median over rounds.
 
 Where Stable-Baselines3 happens to be installed, its PPO joins the first table at the same batch, minibatches, epochs
-and networks, its DDPG and SAC the others at the same batch, updates for each step, and networks; so does SBX's SAC.
+and networks (two environments, which it steps one after the other in one thread, as it does unless told otherwise), its
+DDPG and SAC the others at the same batch, updates for each step, and layers as wide; so does SBX's SAC.
 """
 
 import argparse
+import copy
 import json
 import os
 import subprocess
@@ -34,13 +36,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-def replay(env, domain, data) -> None:
+def replay(env, domain, data, seed) -> None:
     """The physics of a rollout and nothing else: mj_step with the recorded actions, resets where episodes ended."""
     low, high = env.action_space.low, env.action_space.high
     controls = np.clip(data.actions, low, high).astype(np.float64)
     model, state, frame_skip = env.model, env.data, env.unwrapped.frame_skip
     options = {"domain": domain}
-    env.reset(seed=0, options=options)
+    env.reset(seed=seed, options=options)
     for control, end in zip(controls, data.ends):
         state.ctrl[:] = control
         mujoco.mj_step(model, state, nstep=frame_skip)
@@ -58,10 +60,12 @@ def measure_main_job(env_id: str, method: str, agents: int, compiled: bool, iter
     rollout, update = p2pdrl.rollout, p2pdrl.update
 
     def timed_rollout(env, policy, std, domain, steps, rng):
+        before = copy.deepcopy(rng)
         began = time.perf_counter()
         data = rollout(env, policy, std, domain, steps, rng)
         spans.append((began, time.perf_counter()))
-        calls.append((env, domain, data))
+        before.standard_normal(data.actions.shape, dtype=np.float32)  # what a rollout draws before the seed of its reset
+        calls.append((env, domain, data, int(before.integers(2**31))))
         return data
 
     def timed_update(*arguments):
@@ -159,6 +163,27 @@ def measure_learner(learner: str, env_id: str, steps: int, warm_up: int) -> dict
     (first, began), (last, ended) = kept[0], kept[-1]
     rate = (last - first) / (ended - began)
     return {"rate": rate, "updates": agents * rate}
+
+
+def measure_distillation(env_id: str, minibatches: int) -> dict:
+    """Minibatches by the second with which students of piekd_cikd.py are taught, all together, after two phases for warm-up."""
+    import piekd_cikd
+    from baselines import ReplayBuffer, make_envs, reach_of, set_up_torch
+
+    args = piekd_cikd.Args(env=env_id, threads=os.cpu_count(), distill_updates=minibatches)
+    set_up_torch(args)
+    (env,) = make_envs(args, 1)
+    obs_size, reach = env.observation_space.shape[0], reach_of(env)
+    agents = [piekd_cikd.SACLearner(obs_size, reach, args) for _ in range(args.ensemble_size)]
+    teaching = piekd_cikd.Teaching(args)
+    with tempfile.TemporaryDirectory() as folder:
+        buffer = ReplayBuffer(Path(folder) / "buffer.dat", obs_size, len(reach), 100_000, resuming=False)
+        buffer.add(np.random.default_rng(0).standard_normal((100_000, buffer.rows.shape[1]), dtype=np.float32))
+        for phase in range(3):
+            began = time.perf_counter()
+            piekd_cikd.teach(agents, 0, buffer, teaching.steps, args, phase, teaching.map_for(0))
+            seconds = time.perf_counter() - began
+    return {"rate": minibatches * (len(agents) - 1) / seconds}
 
 
 def measure_stable_baselines_ddpg(env_id: str, steps: int, warm_up: int) -> dict:
@@ -280,6 +305,9 @@ def print_sac(args):
     names |= {"sb3-sac": "Stable-Baselines3 SAC", "sbx-sac": "SBX SAC (JAX)"}
     heading, common = "Hopper-v4, updates of agents", ["--env", "Hopper-v4", "--steps", str(args.steps // 8)]
     print_by_turns(names, "sb3-sac", "updates", heading, args.rounds, common)
+    distillation = in_a_process([*common, "--only", "distillation"])
+    if distillation:
+        print(f"in a phase of distillation, minibatches of students (policy and critics): {distillation['rate']:,.0f} a second")
 
 
 TABLES = {"main-job": print_main_job, "methods": print_methods, "ddpg": print_ddpg, "sac": print_sac}
@@ -294,7 +322,7 @@ def main():
     parser.add_argument("--steps", type=int, default=24_000, help="measured of DDPG; an eighth of it of SAC")
     parser.add_argument("--rounds", type=int, default=3, help="of the tables of DDPG and SAC")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="which to print; all if not given")
-    choices = "compiled", "eager", "sb3", "sb3-ddpg", "sb3-sac", "sbx-sac", *LEARNERS
+    choices = "compiled", "eager", "sb3", "sb3-ddpg", "sb3-sac", "sbx-sac", "distillation", *LEARNERS
     parser.add_argument("--only", choices=choices, help="one measurement, as JSON")
     args = parser.parse_args()
     if args.only == "sb3":
@@ -304,6 +332,8 @@ def main():
     elif args.only in ("sb3-sac", "sbx-sac"):
         library = {"sb3-sac": "stable_baselines3", "sbx-sac": "sbx"}[args.only]
         result = measure_other_sac(library, args.env, args.steps, warm_up=2000)
+    elif args.only == "distillation":
+        result = measure_distillation(args.env, args.steps // 4)
     elif args.only in LEARNERS:
         result = measure_learner(args.only, args.env, args.steps, warm_up=2000 if args.only in ("sac", "ensemble") else 4000)
     elif args.only:

@@ -952,6 +952,110 @@ def test_noise_on_weights_adapts_to_the_change_of_actions(sigma):
     assert again.sigma == noise.sigma
 
 
+@pytest.mark.parametrize("exploration", ["parameter", "action"])
+def test_ddpg_is_a_plain_loop(tmp_path, monkeypatch, exploration):
+    """To the bit against a loop of the test's own over the environment with a list as buffer.
+
+    Cycles of 20 steps, two to a row of the log: random actions in the first three cycles, then those of the actor with
+    the episode's noise on its weights, or with noise on each action, and after each such cycle five updates. The
+    normaliser absorbs the observations of every cycle.
+    """
+    monkeypatch.setattr(baselines, "CYCLE", 20)
+    monkeypatch.setattr(baselines, "CYCLES", 2)
+    monkeypatch.setattr(baselines, "report", lambda run, title: None)
+    asked, real = [], baselines.ParameterNoise.policy
+
+    def watched_policy(noise, episode, obs):
+        asked.append((episode, obs))
+        return real(noise, episode, obs)
+
+    monkeypatch.setattr(baselines.ParameterNoise, "policy", watched_policy)
+    tiny = {"total_steps": 160, "warm_up": 60, "batch_size": 8, "buffer_size": 90, "updates": 5, "tau": 0.01, "noise": 0.3}
+    tiny |= {"eval_domains": 1, "eps_te": (0.0,), "evaluations": 1, "threads": 1, "compile": False}
+    args = Args(
+        algo="ddpg", env="Humanoid-v4", seed=2, eps_tr=0.2, exploration=exploration, runs=str(tmp_path / "runs"), **tiny
+    )
+    baselines.ddpg(args)
+    (path,) = (tmp_path / "runs").iterdir()
+    saved = torch.load(path / "checkpoint.pt", weights_only=True)
+    log = read_csv(path / "log.csv")
+
+    torch.manual_seed(2)
+    env, reach, sigma = make_env("Humanoid-v4", 0.2), np.full(17, 0.4, np.float32), 0.3
+    learner = DDPGLearner(376, reach, args)
+    first = [vector.detach().clone() for vector in learner.vectors]
+    rows, episode, ended, ours = [], 0, [], []
+
+    def begin():
+        rng = np.random.default_rng([2, 0, episode, 2])
+        domain = sample_domain(0.2, rng, env.position_draws)
+        return env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})[0]
+
+    def on_weights():
+        noisy, rng = copy.deepcopy(learner.actor), np.random.default_rng([2, 0, episode, 3])
+        with torch.no_grad():
+            for layer in noisy.net:
+                for weight in layer.parameters():
+                    draw = torch.as_tensor(rng.standard_normal(weight.shape, dtype=np.float32))
+                    if isinstance(layer, nn.Linear):
+                        weight += sigma * draw
+        obs = torch.as_tensor(np.stack(rows[-8:])[:, :376])
+        change = ((noisy(obs) - learner.actor(obs)) / 0.4).square().mean().sqrt().item()
+        return numpy_policy(noisy), sigma * 1.01 if change < 0.3 else sigma / 1.01
+
+    def update(rng):
+        ages = rng.integers(min(len(rows), 90), size=8)
+        batch = torch.as_tensor(np.stack([rows[-1 - age] for age in ages]))
+        batch = Transitions(batch[:, :376], batch[:, 376:393], batch[:, 393], batch[:, 394:770], batch[:, 770])
+        return ddpg_update(learner, batch, ddpg_step, args).numpy()
+
+    obs, total = begin(), 0.0
+    for iteration in range(4):
+        told, returns = [], []
+        for cycle in (2 * iteration, 2 * iteration + 1):
+            rng, policy = np.random.default_rng([2, 0, cycle]), numpy_policy(learner.actor)
+            if cycle >= 3 and exploration == "parameter":
+                ours.append((episode, np.stack(rows[-8:])[:, :376]))
+                policy, sigma = on_weights()
+            for t in range(20):
+                if cycle < 3:
+                    action = rng.uniform(-reach, reach).astype(np.float32)
+                elif exploration == "parameter":
+                    action = policy(obs)
+                else:
+                    noise = 0.3 * reach * rng.standard_normal(17, dtype=np.float32)
+                    action = np.clip(policy(obs) + noise, -reach, reach)
+                after, reward, died, over, _ = env.step(action)
+                rows.append(np.concatenate([obs, action, [reward], after, [died]]).astype(np.float32))
+                obs, total = after, total + reward
+                if died or over:
+                    returns.append(total)
+                    episode += 1
+                    obs, total = begin(), 0.0
+            learner.actor.norm.absorb(np.stack(rows[-20:])[:, :376])
+            told += [update(rng) for _ in range(5 if cycle >= 3 else 0)]
+        ended += returns
+        assert log["return"][iteration] == pytest.approx(np.mean(returns or ended[-1:]))
+        assert log["episodes"][iteration] == len(returns)
+        means = np.mean(told, axis=0) if told else np.zeros(2)
+        for name, value in zip(("critic_loss", "value"), means):
+            assert log[name][iteration] == pytest.approx(value, rel=1e-4)
+    assert log["step"].tolist() == [40, 80, 120, 160] and saved["finished"] and episode > 3
+    for name, part in learner.parts().items():
+        assert all(torch.equal(saved["state"][name][key], value) for key, value in part.state_dict().items()), name
+    assert saved["state"]["actor_adam"]["steps"] == saved["state"]["critic_adam"]["steps"] == 25
+    norm = saved["state"]["actor"]
+    np.testing.assert_allclose(norm["norm.mean"], np.mean(rows, axis=0, dtype=np.float64)[:376], rtol=1e-9, atol=1e-9)
+    assert norm["norm.count"] == 160 and saved["state"]["weight_noise"]["sigma"] == sigma
+    assert len(asked) == len(ours) == (5 if exploration == "parameter" else 0)
+    for cycle, (one, other) in enumerate(zip(asked, ours), start=3):
+        assert one[0] == other[0] != cycle and np.array_equal(one[1], other[1])
+    (final,) = evaluate([make_env("Humanoid-v4")], [numpy_policy(learner.actor)], (0.0,), 1, 160)
+    evaluation = read_csv(path / "eval.csv")
+    assert {name: column.tolist() for name, column in evaluation.items()} == {name: [value] for name, value in final.items()}
+    assert all((vector - before).abs().max() > 1e-5 for vector, before in zip(learner.vectors, first))
+
+
 # Command line --------------------------------------------------------------------------------------------
 
 
@@ -2148,6 +2252,21 @@ def test_what_is_usual_depends_on_the_algorithm(monkeypatch, tmp_path):
     assert [args.warm_up for args in asked[1::2]] == [0, 0] and asked[2].warm_up == 10_000
 
 
+def test_the_defaults_of_ppo_and_ddpg():
+    """PPO's are its paper's for MuJoCo, DDPG's and the bound on gradients OpenAI's baselines'; the warm-up is neither's."""
+    args = Args()
+    assert (args.algo, args.env, args.total_steps, args.gamma) == ("ppo", "Hopper-v4", 1_000_000, 0.99)
+    assert (args.steps_per_iteration, args.epochs, args.minibatches, args.learning_rate) == (2048, 10, 32, 3e-4)
+    assert (args.clip, args.gae_lambda, args.max_grad_norm) == (0.2, 0.95, 0.5)
+    assert (args.actor_learning_rate, args.critic_learning_rate, args.critic_decay) == (1e-4, 1e-3, 1e-2)
+    assert (args.updates, baselines.CYCLE, args.buffer_size, args.warm_up) == (50, 100, 1_000_000, 10_000)
+    assert (args.exploration, args.noise, args.tau, args.batch_size) == ("parameter", 0.2, None, None)
+    assert baselines.USUAL["ddpg"] == {"tau": 0.01, "batch_size": 64} and baselines.USUAL["ppo"] == {}
+    learner = DDPGLearner(OBS, np.ones(ACT, np.float32), baselines.with_usual(args, "ddpg"))
+    assert (learner.actor_adam.learning_rate, learner.critic_adam.learning_rate) == (1e-4, 1e-3)
+    assert learner.actor.norm.clip == 5 and GaussianActor(OBS, ACT).norm.clip == 10
+
+
 # Several seeds, and the line that says how far a run is -------------------------------------------------------
 
 
@@ -2166,9 +2285,46 @@ def test_no_seed_begins_after_one_was_interrupted(monkeypatch, status):
         __exit__ = lambda *_: None
 
     monkeypatch.setattr(subprocess, "Popen", Child)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as exit_:
         baselines.run_seeds((5, 6, 7), 1)
-    assert len(begun) == 1
+    assert len(begun) == 1 and exit_.value.code == status
+
+
+def test_one_seed_that_fails_is_the_status_of_all(monkeypatch):
+    """The others are run to their end."""
+    begun = []
+
+    class Child:
+        stdout = ()
+
+        def __init__(self, command, **_):
+            begun.append(command[-1])
+            self.returncode = 1 if begun[-1] == "6" else 0
+
+        __enter__ = lambda self: self
+        __exit__ = lambda *_: None
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    with pytest.raises(SystemExit) as exit_:
+        baselines.run_seeds((5, 6, 7), 1)
+    assert exit_.value.code == 1 and sorted(begun) == ["5", "6", "7"]
+    baselines.run_seeds((5, 7), 1)
+
+
+def test_where_nothing_compiles(monkeypatch, capsys):
+    """A note, and everything runs as it is written."""
+
+    def broken(function, **options):
+        def call(*rest):
+            raise RuntimeError("no compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    args = baselines.Args(compile=True)
+    baselines.set_up_torch(args)
+    assert args.compile is False and "without torch.compile" in capsys.readouterr().out
+    assert baselines.compiled(test_where_nothing_compiles, args) is test_where_nothing_compiles
 
 
 def test_threads_of_the_command_line_are_those_of_each_seed(monkeypatch):

@@ -137,7 +137,8 @@ def test_ppo_learns_and_reports(tmp_path, script, method):
 @pytest.mark.parametrize("method", ["distributed-ppo", "self-kl", "distral", "dnc"])
 def test_the_other_methods_learn_and_report(tmp_path, method):
     """Every weight of every learner and of the centre moves; nothing in the log but the variance is not a number."""
-    out, _ = run("p2pdrl.py", *TINY, "--method", method, "--total-steps", 1024, "--reset-every", 3, folder=tmp_path)
+    reset = ["--reset-every", 3] if method == "dnc" else []
+    out, _ = run("p2pdrl.py", *TINY, "--method", method, "--total-steps", 1024, *reset, folder=tmp_path)
     path, centre = only_run(tmp_path), method in ("distral", "dnc")
     log, evaluation = baselines.read_csv(path / "log.csv"), baselines.read_csv(path / "eval.csv")
     assert set(log["agent"]) == ({0, 1} if centre else {0}) and len(log["step"]) == (8 if centre else 4)
@@ -303,15 +304,27 @@ def test_compiled_distillation_equals_eager_one(tmp_path):
                 torch.testing.assert_close(compiled[name][key], value, rtol=1e-3, atol=1e-3)
 
 
-def test_compiled_gradients_equal_eager_ones(tmp_path):
+@pytest.mark.parametrize("script, options, steps", [
+    ("p2pdrl.py", "--total-steps 512 --epochs 1", {"adam0": 4, "adam1": 4}),
+    ("p2pdrl.py", "--total-steps 512 --epochs 1 --method distral --threads 1", {"adam0": 4, "centre_adam": 4}),
+    ("p2pdrl.py", "--total-steps 512 --epochs 1 --method dnc --threads 1", {"adam1": 4, "centre_adam": 4}),
+    ("baselines.py", "--total-steps 512 --epochs 1", {"adam": 4}),
+    ("dpd.py", "--total-steps 1024 --epochs 1 --base ppo", {"adam0": 4, "distillation_adam1": 4}),
+    ("dpd.py", "--total-steps 4000 --warm-up 1900", {"actor_adam0": 2, "critic_adam1": 2, "distillation_adam0": 2}),
+])  # fmt: skip
+def test_compiled_gradients_equal_eager_ones(tmp_path, script, options, steps):
     """The compiled run takes the same steps as the eager one, up to rounding, for as long as that stays small."""
-    short = [*TINY, "--total-steps", 256, "--epochs", 1]
-    run("p2pdrl.py", *short, folder=tmp_path)
-    out, _ = run("p2pdrl.py", *short, "--compile", "--runs", "compiled", folder=tmp_path)
+    tiny = TINY_DDPG if "--warm-up" in options else TINY
+    short = [*tiny, *options.split()]
+    run(script, *short, folder=tmp_path)
+    out, _ = run(script, *short, "--compile", "--runs", "compiled", folder=tmp_path)
     if "without torch.compile" in out:
         pytest.skip("nothing compiles here")
     eager, compiled = (torch.load(only_run(tmp_path, root) / "checkpoint.pt", weights_only=True)["state"] for root in ("runs", "compiled"))
-    for part in ("actor0", "actor1", "critic0", "critic1"):
+    assert {name: eager[name]["steps"] for name in steps} == {name: compiled[name]["steps"] for name in steps} == steps
+    networks = [part for part in eager if re.fullmatch(r"(actor|critic|target_\w+)\d?|centre", part)]
+    assert len(networks) >= 2
+    for part in networks:
         for name, value in eager[part].items():
             torch.testing.assert_close(compiled[part][name], value, rtol=1e-4, atol=1e-5)
 
@@ -322,14 +335,21 @@ def test_k_agents(tmp_path):
 
 
 def test_joints_reading_and_own_model(tmp_path):
-    """--init joints and --xml-file go all the way through a run."""
+    """--init joints and --xml-file go all the way through a run: each changes what it logs."""
     import gymnasium.envs.mujoco
 
-    model = Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "hopper.xml"
-    (tmp_path / "mine.xml").write_text(model.read_text())
-    own = ["--env", "Hopper-v5", "--xml-file", "mine.xml", "--init", "joints", "--total-steps", 512]
-    run("p2pdrl.py", *TINY, *own, folder=tmp_path)
-    assert (only_run(tmp_path) / "figure.png").exists()
+    model = (Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "hopper.xml").read_text()
+    assert 'gravity="0 0 -9.81"' in model
+    (tmp_path / "same.xml").write_text(model)
+    (tmp_path / "mine.xml").write_text(model.replace('gravity="0 0 -9.81"', 'gravity="0 0 -12"'))
+    logs = {}
+    for name, options in {
+        "plain": "", "same": "--xml-file same.xml", "mine": "--xml-file mine.xml", "joints": "--init joints",
+    }.items():  # fmt: skip
+        own = ["--env", "Hopper-v5", "--total-steps", 512, "--eps-te", 0, "--runs", name, *options.split()]
+        run("p2pdrl.py", *TINY, *own, folder=tmp_path)
+        logs[name] = results(only_run(tmp_path, name))[0]
+    assert logs["plain"] == logs["same"] and logs["mine"] != logs["plain"] != logs["joints"]
 
 
 # The same again ----------------------------------------------------------------------------------------------
@@ -374,7 +394,13 @@ def test_killed_and_resumed_to_the_bit(tmp_path, script, options, kills):
         time.sleep(waited[-1])
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    run(script, *tiny, folder=tmp_path)
+    process = start(script, *tiny, folder=tmp_path)  # and once where it is sure that there is something to resume
+    while process.poll() is None and not list(tmp_path.glob("runs/*/checkpoint.pt")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    out, _ = run(script, *tiny, folder=tmp_path)
+    assert re.search("resuming .* after [1-9]", out) or "is finished" in out
     assert results(only_run(tmp_path)) == results(only_run(tmp_path, "whole")), waited
     kept, whole = (
         {path.name: torch.load(path, weights_only=True) for path in only_run(tmp_path, root).glob("policies-*.pt")}
@@ -397,7 +423,8 @@ def test_sac_killed_and_resumed_to_the_bit(sac_runs, tmp_path, name):
         time.sleep(waited[-1])
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    run(script, *command, folder=tmp_path)
+    out, _ = run(script, *command, folder=tmp_path)
+    assert re.search("resuming .* after [1-9]", out) or "is finished" in out
     assert results(only_run(tmp_path)) == results(only_run(sac_runs[0], name)), waited
 
 

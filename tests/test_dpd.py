@@ -201,6 +201,92 @@ def test_students_come_closer():
         distil(own, peer, obs, distillation_step, settings(weighting="none"))
     assert (own.actor(obs) - peer.actor(obs)).square().mean().item() < 0.2 * distance
 
+# The loops -----------------------------------------------------------------------------------------------
+
+TINY = {
+    "env": "Hopper-v4", "seed": 5, "eps_tr": 0.3, "threads": 1, "compile": False,
+    "eval_domains": 2, "eps_te": (0.0, 0.5), "evaluations": 1,
+    "warm_up": 40, "updates": 5, "batch_size": 8, "tau": 0.01, "buffer_size": 90,  # DDPG
+    "steps_per_iteration": 80, "epochs": 2, "minibatches": 4,  # PPO
+}
+
+def small(monkeypatch, *modules):
+    """Cycles of 20 steps, two for each row of the log; no figure at the end."""
+    for module in modules:
+        monkeypatch.setattr(module, "CYCLE", 20)
+        monkeypatch.setattr(module, "CYCLES", 2)
+        monkeypatch.setattr(module, "report", lambda run, title: None)
+
+@pytest.mark.parametrize("base", ["ddpg", "ppo"])
+def test_states_are_the_latest_of_the_peer(monkeypatch, tmp_path, base):
+    """In each round of updates each learner is taught by the other in all of its latest RECENT states, and in no others."""
+    small(monkeypatch, dpd)
+    monkeypatch.setattr(dpd, "RECENT", 30)
+    learners, visited, lessons = [], ([], []), {}
+    real_begin, real_collect, real_prepare = dpd.begin, dpd.Stream.collect, dpd.prepare
+
+    def begin(args):
+        begun = real_begin(args)
+        learners.extend(begun[-1])
+        return begun
+
+    def collect(stream, policy, noise):
+        rows, returns = real_collect(stream, policy, noise)
+        visited[stream.key[1]].extend(map(tuple, rows[:, :11]))
+        return rows, returns
+
+    def prepare(actor, reward_scale, rollouts, gamma):
+        (index,) = [i for i, each in enumerate(learners) if each.actor is actor]
+        visited[index].extend(map(tuple, rollouts[0].obs))
+        return real_prepare(actor, reward_scale, rollouts, gamma)
+
+    def distil(own, peer, obs, compiled_step, args):
+        (index,) = [i for i, each in enumerate(learners) if each is own]
+        assert peer is learners[1 - index] and obs.shape == (dpd.DISTILLATION[base][1], 11)
+        lessons.setdefault((index, len(visited[index])), []).append(list(map(tuple, obs.numpy())))
+        return torch.zeros(3)
+
+    monkeypatch.setattr(dpd, "begin", begin)
+    monkeypatch.setattr(dpd.Stream, "collect", collect)
+    monkeypatch.setattr(dpd, "prepare", prepare)
+    monkeypatch.setattr(dpd, "distil", distil)
+    args = settings(**TINY | {"base": base, "total_steps": 480, "runs": str(tmp_path / "runs")})
+    {"ddpg": dpd.train_ddpg, "ppo": dpd.train_ppo}[base](args)
+    counts = range(60, 260, 20) if base == "ddpg" else (160, 240)
+    assert set(lessons) == {(index, count) for index in range(2) for count in counts}
+    for (index, count), states in lessons.items():
+        assert len(states) == len(set(map(tuple, states))) == (5 if base == "ddpg" else 8)
+        assert set().union(*states) == set(visited[1 - index][count - 30 : count])
+        assert not set().union(*states) & set(visited[index])
+
+@pytest.mark.parametrize(("base", "exploration"), [("ddpg", "parameter"), ("ddpg", "action"), ("ppo", "parameter")])
+def test_vanilla_is_baselines_to_the_bit(monkeypatch, tmp_path, base, exploration):
+    """Same weights, statistics, optimisers, log and evaluation as baselines.py makes with the same settings.
+
+    But for the layer more in PPO's critic, which both have here.
+    """
+    small(monkeypatch, baselines, dpd)
+    monkeypatch.setattr(baselines, "ValueCritic", dpd.ValueCritic)
+    tiny = TINY | {"total_steps": 240, "exploration": exploration, "runs": str(tmp_path / "runs")}
+    getattr(baselines, base)(baselines.Args(algo=base, **tiny))
+    {"ddpg": dpd.train_ddpg, "ppo": dpd.train_ppo}[base](settings(base=base, method="vanilla", **tiny))
+    one, other = sorted((tmp_path / "runs").iterdir())
+    assert (one.name.split("-")[0], other.name.split("-")[0]) == ("baselines", "dpd")
+    first, second = (torch.load(path / "checkpoint.pt", weights_only=True)["state"] for path in (one, other))
+    assert {f"{name}0" for name in first} | {"distillation_adam0"} == set(second)
+    for name, part in first.items():
+        for key, value in part.items():
+            assert np.array_equal(value, second[f"{name}0"][key]), (name, key)
+    assert first["actor_adam" if base == "ddpg" else "adam"]["steps"] == (50 if base == "ddpg" else 16)
+    assert second["distillation_adam0"]["steps"] == 0
+    logs = [baselines.read_csv(path / "log.csv") for path in (one, other)]
+    common = set(logs[0]) & set(logs[1]) - {"seconds"}
+    losses = {"critic_loss", "value"} if base == "ddpg" else {"surrogate", "value_loss", "log_std"}
+    assert common == {"step", "agent", "return"} | losses and all(logs[0][name][-1] != 0 for name in losses)
+    for name in common:
+        np.testing.assert_array_equal(logs[0][name], logs[1][name], err_msg=name)
+    assert (one / "eval.csv").read_text() == (other / "eval.csv").read_text()
+
 # What this file repeats ----------------------------------------------------------------------------------
 
 def meaning(thing):
@@ -222,7 +308,7 @@ def test_what_both_scripts_define_is_the_same(name):
     assert meaning(getattr(dpd, name)) == meaning(getattr(baselines, name))
 
 def test_the_defaults_are_the_papers():
-    """Section 4.2, and the released code's alpha."""
+    """Section 4.2, the released code's alpha, and for the rest what baselines.py has."""
     assert dpd.ALPHA == {"ddpg": 0.75, "ppo": 0.5} and RECENT == 1000
     assert dpd.DISTILLATION == {"ddpg": (1e-4, 64), "ppo": (1e-5, 256)}
     ddpg, ppo = learner("ddpg", 0), learner("ppo", 0)
@@ -231,6 +317,14 @@ def test_the_defaults_are_the_papers():
     assert [layer.out_features for layer in ppo.actor.net if isinstance(layer, nn.Linear)] == [64, 64, ACT]
     assert [layer.out_features for layer in ppo.critic.net if isinstance(layer, nn.Linear)] == [64, 64, 64, 1]
     assert ddpg.distillation_adam.learning_rate == 1e-4 and ppo.distillation_adam.learning_rate == 1e-5
+    args = Args()
+    assert (args.base, args.method, args.alpha, args.weighting, args.gamma) == ("ddpg", "dpd", None, "exp", 0.99)
+    assert (args.actor_learning_rate, args.critic_learning_rate, args.critic_decay, args.tau) == (1e-4, 1e-3, 1e-2, 0.01)
+    assert (args.batch_size, args.buffer_size, args.updates, args.warm_up) == (64, 1_000_000, 50, 10_000)
+    assert (args.exploration, args.noise, dpd.CYCLE, ddpg.actor.norm.clip) == ("parameter", 0.2, 100, 5)
+    assert (args.steps_per_iteration, args.epochs, args.minibatches, args.learning_rate) == (2048, 10, 32, 3e-4)
+    assert (args.clip, args.gae_lambda, args.max_grad_norm) == (0.2, 0.95, 0.5)
+    assert (ddpg.actor_adam.learning_rate, ddpg.critic_adam.learning_rate, ppo.adam.learning_rate) == (1e-4, 1e-3, 3e-4)
 
 # What is missing for a figure ----------------------------------------------------------------------------
 
@@ -250,6 +344,31 @@ def test_figure_2_by_hand(monkeypatch, tmp_path):
     alone, pairs = returns["vanilla"][:, -20:, 0].mean(1), returns["dpd"][:, -10:].mean(1)
     np.testing.assert_allclose(ends, [alone.mean(), pairs.mean(), pairs.max(1).mean()])
     assert [line.get_xdata()[-1] for line in axis.lines] == [120, 120, 120] and len(axis.lines[1].get_xdata()) == 30
+
+def test_table_1_by_hand(monkeypatch, tmp_path, capsys):
+    """Means of the last tenth's rows, the best episode, and means of the last evaluation at the smallest strength asked for."""
+    rng, paths, expected = np.random.default_rng(0), {}, {}
+    for method, learners in (("vanilla", 1), ("dpd", 2)):
+        statistics, paths["Hopper-v4", method] = [], []
+        for seed in range(2):
+            path = tmp_path / f"{method}{seed}"
+            path.mkdir()
+            returns, best = rng.normal(1000, 900, (2, 40, learners))
+            tests = rng.normal(1000, 900, (2, learners, 2, 2))  # evaluations, learners, strengths, domains
+            lines = [f"{100 * t + 100},{i},{returns[t, i]},{best[t, i]}" for t in range(40) for i in range(learners)]
+            (path / "log.csv").write_text("\n".join(["step,agent,return,best_return", *lines]))
+            lines = [f"{2000 * t + 2000},{i},{(0.2, 0.6)[j]},{k},{value}" for (t, i, j, k), value in np.ndenumerate(tests)]
+            (path / "eval.csv").write_text("\n".join(["step,agent,eps_te,domain,return", *lines]))
+            late = [returns[t, i] for t in (36, 37, 38, 39) for i in range(learners)]
+            final = [(tests[1, i, 0, 0] + tests[1, i, 0, 1]) / 2 for i in range(learners)]
+            statistics.append((sum(late) / len(late), max(best.flatten()), sum(final) / learners, max(final)))
+            paths["Hopper-v4", method].append(path)
+        expected[method] = [f"{(a + b) / 2:.0f} +- {abs(a - b) / 2:.0f}" for a, b in zip(*statistics)]
+    assert expected["vanilla"][2] == expected["vanilla"][3] and len(set(expected["dpd"])) == 4
+    monkeypatch.setattr(dpd, "look_up", lambda args, by: paths)
+    dpd.table_1(settings(table="1", eps_te=(0.6, 0.2)))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("Hopper-v4")]
+    assert rows == [["Hopper-v4", method, "2", *" ".join(cells).split()] for method, cells in expected.items()]
 
 @pytest.mark.parametrize(
     ("together", "alone", "other", "expected"),
@@ -277,6 +396,46 @@ def test_figure_3_compares_learners_of_one_age(monkeypatch, together, alone, oth
     for axis, (step, age) in zip(figure.axes, expected):
         says = f"{step // 2} steps of each learner" if age == step / 2 else f"DPD {step // 2}, DDPG {age} steps"
         assert says in axis.get_title()
+
+def test_figure_3_by_hand(monkeypatch):
+    """Above Q(s, mu(s)) of ten states, below the distances between actions in a hundred, of a pair and of two alone."""
+    paths, made, visits = [Path(name) for name in ("together", "alone", "other")], {}, []
+    steps = dict(zip(paths, ([200, 400, 600], [100, 200, 300], [100, 200, 300])))
+
+    def networks_of(path, step):
+        torch.manual_seed(1000 * paths.index(path) + step)
+        reach = np.full(6, 0.5, np.float32)
+        made[path, step] = [(dpd.DeterministicActor(17, reach), dpd.ActionCritic(17, 6)) for _ in range(2)]
+        for network in sum(made[path, step], ()):
+            [layer for layer in network.net if isinstance(layer, nn.Linear)][-1].weight.normal_(0, 0.3)
+        return made[path, step]
+
+    def rollout(env, policy, std, domain, number, rng):
+        data = baselines.rollout(env, policy, std, domain, number, rng)
+        visits.append((policy, std, data.obs, copy.deepcopy(rng)))
+        return data
+
+    monkeypatch.setattr(dpd, "look_up", lambda args, by: {("dpd",): paths[:1], ("vanilla",): paths[1:]})
+    monkeypatch.setattr(dpd, "steps_of", steps.get)
+    monkeypatch.setattr(dpd, "networks_of", networks_of)
+    monkeypatch.setattr(dpd, "rollout", rollout)
+    axes = dpd.figure_3(settings(figure="3", seed=1)).axes
+    ((policy, std, visited, rng),) = visits
+    states = torch.as_tensor(rng.permutation(visited)[:100])
+    assert visited.shape == (2000, 17) and not std.any()
+    last = baselines.numpy_policy(made[paths[1], 300][0][0])
+    assert all(np.array_equal(policy(obs), last(obs)) for obs in visited[:20])
+    for top, bottom, age in zip(axes[:3], axes[3:], (100, 200, 300)):
+        pairs = made[paths[0], 2 * age], [made[path, age][0] for path in paths[1:]]
+        assert [line.get_label() for line in top.lines] == ["DPD-1", "DPD-2", "DDPG-1", "DDPG-2"]
+        for line, (actor, critic) in zip(top.lines, [*pairs[0], *pairs[1]]):
+            values = [critic(obs[None], actor(obs[None])).item() for obs in states[:10]]
+            np.testing.assert_allclose(line.get_ydata(), values, rtol=1e-4, atol=1e-5)
+        for (one, _), (other, _), line, mean in zip(*zip(*pairs), bottom.lines[::2], bottom.lines[1::2]):
+            distances = [math.dist(one(obs[None])[0].tolist(), other(obs[None])[0].tolist()) for obs in states]
+            assert min(distances) > 0.01
+            np.testing.assert_allclose(line.get_ydata(), distances, rtol=1e-4, atol=1e-5)
+            assert mean.get_ydata() == pytest.approx([sum(distances) / 100] * 2, rel=1e-4)
 
 def test_missing_runs_are_named_by_the_commands_that_make_them(monkeypatch, tmp_path, capsys):
     """With every setting that was given, in a form that a shell and the script read back; nothing that is as usual."""

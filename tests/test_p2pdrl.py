@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -1447,3 +1448,68 @@ def test_policies_are_kept_by_step(tmp_path):
     run.snapshot(80, kept[900])  # written again after a resumption
     assert p2pdrl.steps_of(run.path) == [80, 900, 1000] and not list(run.path.glob(".*"))
     assert torch.equal(p2pdrl.policies_of(run.path, 80)[1].norm.var, kept[900][1].norm.var)
+
+
+# The command line's own work ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method, rate", [
+    ("p2pdrl", 1e-4), ("distral", 1e-4), ("dnc", 1e-4), ("ppo", 3e-4), ("distributed-ppo", 3e-4), ("self-kl", 3e-4),
+])  # fmt: skip
+def test_each_method_has_the_papers_learning_rate(monkeypatch, method, rate):
+    """Appendix A.2; what the command line says goes before it."""
+    trained = []
+    monkeypatch.setattr(p2pdrl, "train", trained.append)
+    for options in ([], ["--learning-rate", "0.5"]):
+        monkeypatch.setattr(sys, "argv", ["p2pdrl.py", "--method", method, *options])
+        p2pdrl.main()
+    assert [args.learning_rate for args in trained] == [rate, 0.5]
+
+
+class Filmed:
+    """An environment whose picture is the number of steps since the reset."""
+
+    def __init__(self, env):
+        self.env, self.steps = env, 0
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
+
+    def reset(self, **options):
+        self.steps = 0
+        return self.env.reset(**options)
+
+    def step(self, action):
+        self.steps += 1
+        return self.env.step(action)
+
+    def render(self):
+        return np.full((4, 6, 3), self.steps, np.uint8)
+
+
+def test_what_is_played_and_filmed(capsys):
+    """Twenty pictures for each second of the robot's, at regular times; the return is that of an episode with mean actions."""
+    env, domain = make_env("Hopper-v4"), Domain(gravity=0.9)
+    actor, every = hopper_actor(3), round(1 / (20 * env.unwrapped.dt))
+    policy = baselines.numpy_policy(actor)
+    frames = p2pdrl.play(Filmed(env), policy, domain, movie_seconds=0.3)
+    steps = [frame[0, 0, 0] for frame in frames]
+    assert steps == list(range(0, len(steps) * every, every)) and len(steps) > 2 and every > 1
+    capsys.readouterr()
+    assert p2pdrl.play(Filmed(env), policy, domain, movie_seconds=None) == []
+    steps, total = re.fullmatch(r"(\d+) steps, return (-?\d+)\n", capsys.readouterr().out).groups()
+    assert int(total) == round(baselines.episode_return(env, policy, domain, seed=0)) and int(steps) > 3
+
+
+def test_a_gif_has_movies_side_by_side(tmp_path):
+    """As wide as all together, as long as the longest: one that has ended keeps its last picture."""
+    from PIL import Image
+
+    movies = [[np.full((40, 60, 3), 80 * (i + 1), np.uint8) for i in range(length)] for length in (3, 1)]
+    p2pdrl.save_gif(movies, tmp_path / "policy.gif", fps=20)
+    gif = Image.open(tmp_path / "policy.gif")
+    assert gif.size == (120, 40) and gif.n_frames == 3
+    for i in range(3):
+        gif.seek(i)
+        picture = np.asarray(gif.convert("L"), float)
+        np.testing.assert_allclose([picture[20, 30], picture[20, 90]], [80 * (i + 1), 80], atol=6)

@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,6 +247,29 @@ def test_a_phase_is_determined_by_seed_agent_and_phase(tmp_path):
     assert torch.equal(outcomes[0], outcomes[1])
     assert not torch.equal(outcomes[0], outcomes[2]) and not torch.equal(outcomes[0], outcomes[3])
 
+@pytest.mark.parametrize("reset", [False, True])
+def test_students_side_by_side_are_students_one_after_the_other(tmp_path, reset):
+    """To the bit, losses too, with as many threads as one likes."""
+    buffer, outcomes = memory(tmp_path / "buffer"), []
+    args = settings(distill_updates=20, reset_students=reset)
+    for threads in (0, 2, 4):
+        agents = learners(5)
+        with ThreadPoolExecutor(max(threads, 1)) as pool:
+            losses = teach(agents, 3, buffer, STEPS, args, 1, pool.map if threads else map)
+        outcomes.append((losses, [everything(agent) for agent in agents]))
+    for losses, parts in outcomes[1:]:
+        assert losses == outcomes[0][0] and losses[3] == [0, 0] and min(min(losses[k]) for k in (0, 1, 2, 4)) > 0
+        assert all(changed(before, after) == set() for before, after in zip(outcomes[0][1], parts))
+
+def test_only_what_is_compiled_is_done_side_by_side():
+    """Not with a teacher's first phase, nor with one thread, nor on a GPU."""
+    teaching = piekd_cikd.Teaching(settings(threads=3))
+    assert teaching.map_for(1) is map and teaching.map_for(2) is map
+    assert teaching.map_for(1) == teaching.pool.map == teaching.map_for(2)
+    for changes in ({"threads": 1}, {"threads": 3, "device": "cuda"}):
+        teaching = piekd_cikd.Teaching(settings(**changes))
+        assert [teaching.map_for(1) for _ in range(2)] == [map, map]
+
 # Ablations of a phase ------------------------------------------------------------------------------------
 
 def test_hardcopy(tmp_path):
@@ -407,6 +431,8 @@ def play(monkeypatch, path, learning=False, teaching=False, **changes):
         seen.buffer = real["ReplayBuffer"](*arguments)
         return seen.buffer
 
+    buffer.bytes = real["ReplayBuffer"].bytes
+
     def policy(actor):
         act, (index,) = real["squashed_policy"](actor), [k for k, agent in enumerate(seen.agents) if agent.actor is actor]
 
@@ -493,6 +519,12 @@ def test_phases_begin_where_algorithm_1_says(monkeypatch, tmp_path, method, inte
     assert table["policy_loss"].tolist() == [0.5, 1.5] * len(phases)
     assert table["critic_loss"].tolist() == [0, 0.25] * len(phases)
     assert table["return"].tolist() == [step + 10 * k + 9.5 for step, _ in phases for k in (0, 1)]  # mean over 20 domains
+
+def test_no_phase_before_the_buffer_holds_a_minibatch(monkeypatch, tmp_path):
+    """Episodes that end earlier are passed over, and so is none after them."""
+    seen = play(monkeypatch, tmp_path, total_steps=200, warm_up=0, interval=1, batch_size=64)
+    ends = sorted(step + 1 for step in seen.ended)
+    assert ends[0] < 64 and [step for step, _ in seen.taught] == [step for step in ends if step >= 64]
 
 def test_the_borders_belong_to_it(monkeypatch, tmp_path):
     """An episode that begins with the last random step behind it counts; a counter equal to the interval is enough."""
@@ -662,6 +694,12 @@ BAD = [
     ("--recent 0", "--recent"), ("--distill-epochs 0", "--distill-epochs"), ("--distill-updates -1", "--distill-updates"),
     ("--distill-lr 0", "--distill-lr"), ("--distill-lr nan", "--distill-lr"), ("--learning-rate -1", "--learning-rate"),
     ("--gamma 1.5", "--gamma"), ("--tau 0", "--tau"), ("--batch-size 0", "--batch-size"), ("--jobs 0", "--jobs"),
+    ("--method ensemble --interval 5000 --distill-updates 7", "--distill-updates changes nothing"),
+    ("--method vanilla --recent 3", "--recent changes nothing"), ("--share hardcopy --distill-lr 0.1", "--distill-lr changes"),
+    ("--method ensemble --share extra --distill-lr 0.1", "--distill-lr changes"),
+    ("--share hardcopy --distil policy", "--distil changes"),
+    ("--distill-updates 7 --distill-epochs 2", "beside --distill-updates"), ("--batch-size 2001", "no phase"),
+    ("--batch-size 1500 --buffer-size 1000", "no phase"),
     ("--tau 1.1", "--tau"), ("--buffer-size 999", "--buffer-size"), ("--seed -1", "seeds"), ("--seeds 3 3", "twice"),
     ("--warm-up -1", "--warm-up"), ("--total-steps 999", "less than one iteration"), ("--checkpoint-every 101", "at most 100"),
     ("--checkpoint-every 0", "--checkpoint-every"), ("--eval-domains 0", "--eval-domains"), ("--eps-te", "at least one"),
@@ -699,7 +737,7 @@ def made_up(seed, agents, settings_of_run):
 
 def make_run(path, phases=(), finished=True, **changes):
     """A run's folder with a made-up evaluation; (step, teacher, returns of all agents) for each of the phases."""
-    args = settings(**{"total_steps": 3 * STEP, "eps_te": (0.0, 0.5)} | changes)
+    args = settings(**{"total_steps": 3 * STEP, "warm_up": 1000, "eps_te": (0.0, 0.5)} | changes)
     if args.method == "vanilla":
         args.ensemble_size = 1
     folder = path / f"{variant(args)}-seed{args.seed}"
@@ -725,7 +763,7 @@ def drawn(monkeypatch, tmp_path, name, **changes):
     kept, save = [], piekd_cikd.save_figure
     with monkeypatch.context() as patch:
         patch.setattr(piekd_cikd, "save_figure", lambda figure, path: kept.append(figure) or save(figure, path))
-        shown = {"total_steps": 3 * STEP, "eps_te": (0.0, 0.5), "runs": str(tmp_path)}
+        shown = {"total_steps": 3 * STEP, "warm_up": 1000, "eps_te": (0.0, 0.5), "runs": str(tmp_path)}
         piekd_cikd.draw_figure(settings(figure=name, **shown | changes))
     assert (tmp_path / f"figure-{name}.png").stat().st_size > 10_000
     return kept[0]
@@ -806,16 +844,40 @@ def test_the_lines_of_each_figure_are_the_papers():
     def kinds(name):
         return [tuple(sorted(changes.items())) for _, changes in CURVES[name]]
 
-    ensemble = ("interval", 5000), ("method", "ensemble")
-    vanilla = ("ensemble_size", 1), ("interval", 5000), ("method", "vanilla")
+    ensemble = (("method", "ensemble"),)
+    vanilla = ("ensemble_size", 1), ("method", "vanilla")
     extra = ("share", "extra")
     assert kinds("piekd-3") == [(), ensemble, vanilla]
-    assert kinds("piekd-4") == [(), (ensemble[1], extra), (vanilla[0], vanilla[2], extra)]
+    assert kinds("piekd-4") == [(), (*ensemble, extra), (*vanilla, extra)]
     assert kinds("piekd-5") == [(), (("share", "hardcopy"),), ensemble, vanilla]
     assert kinds("piekd-6") == [(), (("teacher", "random"),), ensemble]
+    assert kinds("cikd-4") == [*kinds("piekd-6"), vanilla]
     assert kinds("piekd-7") == [*((("ensemble_size", size),) for size in (2, 3, 5)), ensemble]
     assert kinds("piekd-8") == [*((("interval", steps),) for steps in (1000, 5000, 10_000, 100_000)), ensemble]
     assert kinds("cikd-7") == [(), (("distil", "policy"),), (("distil", "critic"),), vanilla]
+
+def test_figures_do_not_ask_for_what_changes_nothing(monkeypatch, tmp_path, capsys):
+    """With --distill-updates 9 --recent 3: an ensemble and vanilla need neither, PIEKD both; so do the commands."""
+    told = {"distill_updates": 9, "recent": 3, "interval": 2000}
+    for method in ("ensemble", "vanilla"):
+        make_run(tmp_path, method=method)
+    make_run(tmp_path, method="piekd")  # another one
+    figure = drawn(monkeypatch, tmp_path, "piekd-5", **told)
+    assert list(lines_of(figure.axes[0])) == ["ensemble, 1 seed", "vanilla, 1 seed"]
+    piekd, hardcopy = commands(capsys.readouterr().out)
+    assert all(f"--{name.replace('_', '-')} {value}" in piekd for name, value in told.items())
+    assert "--interval 2000" in hardcopy and "--recent 3" in hardcopy and "distill" not in hardcopy
+    make_run(tmp_path / "told", method="piekd", **told)
+    make_run(tmp_path / "told", share="hardcopy", **told | {"distill_updates": 0})
+    figure = drawn(monkeypatch, tmp_path, "piekd-5", **told)
+    assert len(lines_of(figure.axes[0])) == 4 and commands(capsys.readouterr().out) == []
+
+def test_a_figure_says_which_interval_is_too_long(monkeypatch, tmp_path, capsys):
+    """No command for it: it would be refused."""
+    make_run(tmp_path, method="ensemble", total_steps=50_000)
+    drawn(monkeypatch, tmp_path, "piekd-8", total_steps=50_000)
+    out = capsys.readouterr().out
+    assert "PIEKD, I = 100000 needs more --total-steps" in out and "100000" not in " ".join(commands(out)) and len(commands(out)) == 3
 
 def test_runs_of_different_lines_have_folders_of_their_own():
     """All lines of all figures into one runs folder: none may be taken for another's."""
@@ -858,6 +920,19 @@ def test_figure_of_the_teachers(monkeypatch, tmp_path, capsys):
     (command,) = commands(capsys.readouterr().out)
     assert command.startswith("python piekd_cikd.py --env Hopper-v4 --total-steps 12000 ")
     assert " --method cikd --reset-students " in command and command.endswith(f" --runs {tmp_path} --seeds 0 1 2")
+
+
+def test_teachers_of_those_runs_that_have_any(monkeypatch, tmp_path, capsys):
+    """A run without a phase is passed over; if all are, or if there is none of CIKD, one line says which it is."""
+    make_run(tmp_path, method="ensemble")
+    for what, seed in (("needs a run of --method cikd", 4), ("something was distilled", 6)):
+        with pytest.raises(SystemExit):
+            drawn(monkeypatch, tmp_path, "cikd-5")
+        assert what in capsys.readouterr().err
+        make_run(tmp_path, method="cikd", seed=seed)
+    make_run(tmp_path, [phase(5000, 1, 3, 4, 2)], method="cikd", seed=5)
+    index, share = drawn(monkeypatch, tmp_path, "cikd-5").axes[:2]
+    assert list(zip(*index.lines[0].get_data())) == [(5000, 1)] and [bar.get_height() for bar in share.patches] == [0, 1, 0]
 
 
 def test_a_third_without_a_phase(monkeypatch, tmp_path):

@@ -307,6 +307,12 @@ def test_a_model_of_ones_own(tmp_path, replacements):
         qpos[env.model.joint("rooty").qposadr] = lean
         env.unwrapped.set_state(qpos, env.unwrapped.init_qvel)
         np.testing.assert_allclose(acceleration(env), expected, atol=1e-3)
+    places = []
+    for position in (0.4, 0.0):
+        env.reset(seed=0, options={"domain": Domain(position=position)})
+        places.append(env.data.xpos[1:].copy())
+    moved = 0.0 if (ROOT_Y, "") in replacements else 0.4  # where x turns with the body, nothing is a place along the world's x
+    np.testing.assert_allclose(places[0] - places[1], np.tile([moved, 0, 0], (len(places[0]), 1)), atol=1e-12)
 
 
 # The start -----------------------------------------------------------------------------------------------
