@@ -339,9 +339,9 @@ def test_joints_reading_and_own_model(tmp_path):
     import gymnasium.envs.mujoco
 
     model = (Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "hopper.xml").read_text()
-    assert 'gravity="0 0 -9.81"' in model
+    assert model.count('timestep="0.002"/>') == 1
     (tmp_path / "same.xml").write_text(model)
-    (tmp_path / "mine.xml").write_text(model.replace('gravity="0 0 -9.81"', 'gravity="0 0 -12"'))
+    (tmp_path / "mine.xml").write_text(model.replace('timestep="0.002"/>', 'timestep="0.002" gravity="0 0 -12"/>'))
     logs = {}
     for name, options in {
         "plain": "", "same": "--xml-file same.xml", "mine": "--xml-file mine.xml", "joints": "--init joints",
