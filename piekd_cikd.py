@@ -65,7 +65,7 @@ Commands, on a laptop
     python piekd_cikd.py --env Hopper-v4 --total-steps 1e5                                    # an hour, returns of 700 to 3000
     python piekd_cikd.py --env Hopper-v4 --seeds 0 1 2 3 4                                    # the papers' size
 
-At the papers' size each seed takes most of a day, half of it in distillation (`--distill-updates` bounds that).
+At the papers' size each seed takes half a day, half of that in distillation (`--distill-updates` bounds it).
 
 To use it elsewhere, copy piekd_cikd.py, baselines.py and randomised_envs.py.
 """
