@@ -751,11 +751,18 @@ def test_bad_input(tmp_path, index):
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 
 
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("short")
+    run("p2pdrl.py", *TINY, "--total-steps", 512, folder=folder)
+    return folder
+
+
 @pytest.fixture
-def short_run(tmp_path):
-    short = [*TINY, "--total-steps", 512]
-    run("p2pdrl.py", *short, folder=tmp_path)
-    return tmp_path, short
+def short_run(finished_once, tmp_path):
+    """A finished run of one's own, to be damaged."""
+    shutil.copytree(finished_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path, [*TINY, "--total-steps", 512]
 
 
 def test_other_settings_are_named_and_nothing_is_lost(short_run):
