@@ -25,11 +25,10 @@ PPO: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); equation
 
 DDPG: Lillicrap et al., "Continuous control with deep reinforcement learning" (2016); equation numbers refer to it,
 settings to OpenAI's baselines: layers are normalised, and the exploration is noise on the actor's weights (Plappert et
-al., "Parameter space noise for exploration", 2018). Not from there: random steps at the beginning, and that noise is drawn for 100
-steps at least where theirs is drawn for each episode. Without
-normalised layers one seed in four never learned to run, whichever noise it had: the L2 regularisation shrank the
-critic's hidden weights for good. With them all that were tried did. (Noise on weights and on actions were compared
-without them only.)
+al., "Parameter space noise for exploration", 2018). Not from there: random steps at the beginning, and that noise is
+drawn for 100 steps at least, where theirs is drawn for each episode. Without normalised layers one seed in four never
+learned to run, whichever noise it had: the L2 regularisation shrank the critic's hidden weights for good. With them all
+that were tried did. (Noise on weights and on actions were compared without them only.)
 
     actor, critic       | mu(s), Q(s, a)   | (N, act), (N,)
     target_actor, ...   | mu', Q'          |

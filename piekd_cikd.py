@@ -537,6 +537,11 @@ def phase(agents, standings, buffer, envs, update, teaching, args, step: int) ->
 # ---------------------------------------------------------------------------------------------------------
 
 
+def has_phases(args) -> bool:
+    """Whether anything happens when the interval is over."""
+    return args.method in ("piekd", "cikd") or args.share == "extra"
+
+
 def variant(args) -> str:
     """A name for the run's folder: the method, and whatever is not as usual."""
     words = {
@@ -565,7 +570,6 @@ def train(args):
     numbers = range(args.ensemble_size)
     agents = [SACLearner(obs_size, scale, args) for _ in numbers]  # PIEKD Alg. 1, i: with different initialisations
     standings = Standings(args.ensemble_size, args.recent)
-    has_phases = args.method in ("piekd", "cikd") or args.share == "extra"
     iterations = args.total_steps // ROW
     size = min(args.buffer_size, args.total_steps)
     run.make_folder(room=ReplayBuffer.bytes(obs_size, len(scale), size))
@@ -601,7 +605,7 @@ def train(args):
             if step + 1 - length >= args.warm_up:  # the agent acted in it from its beginning
                 standings.record(chosen, finished)                                                 # line 14
             enough = len(buffer) >= args.batch_size
-            if has_phases and enough and standings.steps_since >= args.interval:                   # line 17
+            if has_phases(args) and enough and standings.steps_since >= args.interval:                   # line 17
                 rows = phase(agents, standings, buffer, envs[:-1], update, teaching, args, step + 1)
                 if rows:
                     run.write("distillation.csv", rows)
@@ -855,9 +859,9 @@ def check_ablation(args):
         fail("--distill-epochs changes nothing beside --distill-updates")
     if args.reset_students and args.distil != "both":
         fail(f"--reset-students with --distil {args.distil} leaves the students with a new network that nobody taught")
-    if (not alone or args.share == "extra") and args.interval > args.total_steps - args.warm_up:
+    if has_phases(args) and args.interval > args.total_steps - args.warm_up:
         fail(f"--interval {args.interval} is never over: only {args.total_steps - args.warm_up} steps follow the --warm-up")
-    if (not alone or args.share == "extra") and args.batch_size > min(args.buffer_size, args.total_steps):
+    if has_phases(args) and args.batch_size > min(args.buffer_size, args.total_steps):
         fail(f"--batch-size {args.batch_size} is more than is ever remembered: there would be no phase")
     if args.recent > args.total_steps:
         fail(f"--recent {args.recent} is more episodes than --total-steps {args.total_steps} can hold")

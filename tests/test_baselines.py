@@ -768,29 +768,39 @@ def test_an_episode_that_goes_another_way_when_played_again_is_mentioned(tmp_pat
     assert capsys.readouterr().out.count("went another way") == 1
 
 
+class PlainEpisodes:
+    """Episodes of one environment, one after the other, in a loop of the test's own: a row of each step, each return."""
+
+    def __init__(self, env, seed, eps):
+        self.env, self.seed, self.eps = env, seed, eps
+        self.rows, self.returns = [], []
+        self.begin()
+
+    def begin(self):
+        rng = np.random.default_rng([self.seed, 0, len(self.returns), 2])
+        domain = sample_domain(self.eps, rng, self.env.position_draws)
+        self.obs, _ = self.env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})
+        self.total = 0.0
+
+    def step(self, action):
+        after, reward, died, over, _ = self.env.step(action)
+        self.rows.append(np.concatenate([self.obs, action, [reward], after, [died]]).astype(np.float32))
+        self.obs, self.total = after, self.total + reward
+        if died or over:
+            self.returns.append(self.total)
+            self.begin()
+
+
 def test_a_streams_rows_are_what_happened(tmp_path):
     """Against a loop over the environment: observations, clipped actions, rewards, deaths, finished returns."""
     stream = stream_of(tmp_path / "buffer", eps=0.0)
     noise = 3 * np.random.default_rng(5).standard_normal((80, 3)).astype(np.float32)
     rows, returns = stream.collect(lambda obs: np.float32(0.1), noise)
-    env, episode, expected_returns = make_env("Hopper-v4"), 0, []
-
-    def begin():
-        rng = np.random.default_rng([4, 0, episode, 2])
-        domain = sample_domain(0.0, rng)
-        return env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})[0]
-
-    obs, total = begin(), 0.0
+    plain = PlainEpisodes(make_env("Hopper-v4"), 4, 0.0)
     for row, each in zip(rows, noise):
-        action = np.clip(each + np.float32(0.1), -1, 1)
-        after, reward, died, _, _ = env.step(action)
-        np.testing.assert_array_equal(row, np.concatenate([obs, action, [reward], after, [died]]).astype(np.float32))
-        obs, total = after, total + reward
-        if died:
-            expected_returns.append(total)
-            episode += 1
-            obs, total = begin(), 0.0
-    assert returns == pytest.approx(expected_returns) and len(returns) > 2
+        plain.step(np.clip(each + np.float32(0.1), -1, 1))
+        np.testing.assert_array_equal(row, plain.rows[-1])
+    assert returns == pytest.approx(plain.returns) and len(returns) > 2
     assert np.array_equal(rows, stream.buffer.latest(80))
 
 
@@ -981,18 +991,13 @@ def test_ddpg_is_a_plain_loop(tmp_path, monkeypatch, exploration):
     log = read_csv(path / "log.csv")
 
     torch.manual_seed(2)
-    env, reach, sigma = make_env("Humanoid-v4", 0.2), np.full(17, 0.4, np.float32), 0.3
+    plain, reach, sigma = PlainEpisodes(make_env("Humanoid-v4", 0.2), 2, 0.2), np.full(17, 0.4, np.float32), 0.3
     learner = DDPGLearner(376, reach, args)
     first = [vector.detach().clone() for vector in learner.vectors]
-    rows, episode, ended, ours = [], 0, [], []
-
-    def begin():
-        rng = np.random.default_rng([2, 0, episode, 2])
-        domain = sample_domain(0.2, rng, env.position_draws)
-        return env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})[0]
+    rows, ours = plain.rows, []
 
     def on_weights():
-        noisy, rng = copy.deepcopy(learner.actor), np.random.default_rng([2, 0, episode, 3])
+        noisy, rng = copy.deepcopy(learner.actor), np.random.default_rng([2, 0, len(plain.returns), 3])
         with torch.no_grad():
             for layer in noisy.net:
                 for weight in layer.parameters():
@@ -1009,38 +1014,31 @@ def test_ddpg_is_a_plain_loop(tmp_path, monkeypatch, exploration):
         batch = Transitions(batch[:, :376], batch[:, 376:393], batch[:, 393], batch[:, 394:770], batch[:, 770])
         return ddpg_update(learner, batch, ddpg_step, args).numpy()
 
-    obs, total = begin(), 0.0
     for iteration in range(4):
-        told, returns = [], []
+        told, before = [], len(plain.returns)
         for cycle in (2 * iteration, 2 * iteration + 1):
             rng, policy = np.random.default_rng([2, 0, cycle]), numpy_policy(learner.actor)
             if cycle >= 3 and exploration == "parameter":
-                ours.append((episode, np.stack(rows[-8:])[:, :376]))
+                ours.append((len(plain.returns), np.stack(rows[-8:])[:, :376]))
                 policy, sigma = on_weights()
             for t in range(20):
                 if cycle < 3:
                     action = rng.uniform(-reach, reach).astype(np.float32)
                 elif exploration == "parameter":
-                    action = policy(obs)
+                    action = policy(plain.obs)
                 else:
                     noise = 0.3 * reach * rng.standard_normal(17, dtype=np.float32)
-                    action = np.clip(policy(obs) + noise, -reach, reach)
-                after, reward, died, over, _ = env.step(action)
-                rows.append(np.concatenate([obs, action, [reward], after, [died]]).astype(np.float32))
-                obs, total = after, total + reward
-                if died or over:
-                    returns.append(total)
-                    episode += 1
-                    obs, total = begin(), 0.0
+                    action = np.clip(policy(plain.obs) + noise, -reach, reach)
+                plain.step(action)
             learner.actor.norm.absorb(np.stack(rows[-20:])[:, :376])
             told += [update(rng) for _ in range(5 if cycle >= 3 else 0)]
-        ended += returns
-        assert log["return"][iteration] == pytest.approx(np.mean(returns or ended[-1:]))
+        returns = plain.returns[before:]
+        assert log["return"][iteration] == pytest.approx(np.mean(returns or plain.returns[-1:]))
         assert log["episodes"][iteration] == len(returns)
         means = np.mean(told, axis=0) if told else np.zeros(2)
         for name, value in zip(("critic_loss", "value"), means):
             assert log[name][iteration] == pytest.approx(value, rel=1e-4)
-    assert log["step"].tolist() == [40, 80, 120, 160] and saved["finished"] and episode > 3
+    assert log["step"].tolist() == [40, 80, 120, 160] and saved["finished"] and len(plain.returns) > 3
     for name, part in learner.parts().items():
         assert all(torch.equal(saved["state"][name][key], value) for key, value in part.state_dict().items()), name
     assert saved["state"]["actor_adam"]["steps"] == saved["state"]["critic_adam"]["steps"] == 25
@@ -2118,13 +2116,9 @@ def test_sac_is_a_plain_loop(tmp_path, monkeypatch):
     log = read_csv(path / "log.csv")
 
     torch.manual_seed(2)
-    learner, env, rows, episode = SACLearner(11, np.ones(3, np.float32), args), make_env("Hopper-v4", 0.2), [], 0
+    learner, plain = SACLearner(11, np.ones(3, np.float32), args), PlainEpisodes(make_env("Hopper-v4", 0.2), 2, 0.2)
+    rows = plain.rows
     first = copy.deepcopy(learner.vectors)
-
-    def begin():
-        rng = np.random.default_rng([2, 0, episode, 2])
-        domain = sample_domain(0.2, rng, env.position_draws)
-        return env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})[0]
 
     def updates(rng):
         ages = rng.integers(min(len(rows), 90), size=8)
@@ -2133,31 +2127,25 @@ def test_sac_is_a_plain_loop(tmp_path, monkeypatch):
         noise = torch.as_tensor(rng.standard_normal((2, 8, 3), dtype=np.float32))
         return SACUpdate(args)(learner, batch, noise).numpy()
 
-    obs, total = begin(), 0.0
     for iteration in range(3):
         acting, rng = np.random.default_rng([2, 0, iteration, 1]), np.random.default_rng([2, 0, iteration, 0])
-        told, returns = [], []
+        told, before = [], len(plain.returns)
         for t in range(40 * iteration, 40 * iteration + 40):
             if t < 50:
                 action = acting.uniform(-1, 1, 3).astype(np.float32)
             else:
-                action = baselines.squashed_policy(learner.actor)(obs, acting.standard_normal(3, dtype=np.float32))
-            after, reward, died, over, _ = env.step(action)
-            rows.append(np.concatenate([obs, action, [reward], after, [died]]).astype(np.float32))
-            obs, total = after, total + reward
-            if died or over:
-                returns.append(total)
-                episode += 1
-                obs, total = begin(), 0.0
+                action = baselines.squashed_policy(learner.actor)(plain.obs, acting.standard_normal(3, dtype=np.float32))
+            plain.step(action)
             if t >= 50:
                 told.append(updates(rng))
+        returns = plain.returns[before:]
         expected = np.mean(returns) if returns else math.nan
         assert log["return"][iteration] == pytest.approx(expected, nan_ok=True)
         assert log["episodes"][iteration] == len(returns)
         means = np.mean(told, axis=0) if told else np.zeros(4)
         for name, value in zip(("critic_loss", "actor_loss", "entropy", "alpha"), means):
             assert log[name][iteration] == pytest.approx(value, rel=1e-4)
-    assert log["step"].tolist() == [40, 80, 120] and saved["finished"] and episode > 2
+    assert log["step"].tolist() == [40, 80, 120] and saved["finished"] and len(plain.returns) > 2
     for name, part in learner.parts().items():
         assert all(torch.equal(saved["state"][name][key], value) for key, value in part.state_dict().items()), name
     assert saved["state"]["actor_adam"]["steps"] == 70
@@ -2270,21 +2258,28 @@ def test_the_defaults_of_ppo_and_ddpg():
 # Several seeds, and the line that says how far a run is -------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [130, -signal.SIGINT])
-def test_no_seed_begins_after_one_was_interrupted(monkeypatch, status):
-    """Ctrl-C reaches the children first; whatever waited for its turn is not begun."""
-    begun = []
+def children(monkeypatch, status):
+    """Commands of the processes that are begun, which end at once with status(seed)."""
+    commands = []
 
     class Child:
-        stdout, returncode = (), status
+        stdout = ()
 
         def __init__(self, command, **_):
-            begun.append(command[command.index("--seed") + 1])
+            commands.append(command)
+            self.returncode = status(command[-1])
 
         __enter__ = lambda self: self
         __exit__ = lambda *_: None
 
     monkeypatch.setattr(subprocess, "Popen", Child)
+    return commands
+
+
+@pytest.mark.parametrize("status", [130, -signal.SIGINT])
+def test_no_seed_begins_after_one_was_interrupted(monkeypatch, status):
+    """Ctrl-C reaches the children first; whatever waited for its turn is not begun."""
+    begun = children(monkeypatch, lambda seed: status)
     with pytest.raises(SystemExit) as exit_:
         baselines.run_seeds((5, 6, 7), 1)
     assert len(begun) == 1 and exit_.value.code == status
@@ -2292,22 +2287,10 @@ def test_no_seed_begins_after_one_was_interrupted(monkeypatch, status):
 
 def test_one_seed_that_fails_is_the_status_of_all(monkeypatch):
     """The others are run to their end."""
-    begun = []
-
-    class Child:
-        stdout = ()
-
-        def __init__(self, command, **_):
-            begun.append(command[-1])
-            self.returncode = 1 if begun[-1] == "6" else 0
-
-        __enter__ = lambda self: self
-        __exit__ = lambda *_: None
-
-    monkeypatch.setattr(subprocess, "Popen", Child)
+    begun = children(monkeypatch, lambda seed: 1 if seed == "6" else 0)
     with pytest.raises(SystemExit) as exit_:
         baselines.run_seeds((5, 6, 7), 1)
-    assert exit_.value.code == 1 and sorted(begun) == ["5", "6", "7"]
+    assert exit_.value.code == 1 and sorted(command[-1] for command in begun) == ["5", "6", "7"]
     baselines.run_seeds((5, 7), 1)
 
 
@@ -2329,18 +2312,7 @@ def test_where_nothing_compiles(monkeypatch, capsys):
 
 def test_threads_of_the_command_line_are_those_of_each_seed(monkeypatch):
     """Else the cores are shared out among as many processes as run at a time."""
-    commands = []
-
-    class Child:
-        stdout, returncode = (), 0
-
-        def __init__(self, command, **_):
-            commands.append(command)
-
-        __enter__ = lambda self: self
-        __exit__ = lambda *_: None
-
-    monkeypatch.setattr(subprocess, "Popen", Child)
+    commands = children(monkeypatch, lambda seed: 0)
     monkeypatch.setattr(baselines.os, "cpu_count", lambda: 12)
     for given, seeds, jobs, expected in (
         ([], (0, 1, 2), 2, 6), ([], (3,), 2, 12), ([], (0, 1), 24, 6), (["--threads", "3"], (0, 1), 2, 3), (["--threads=5"], (0,), 1, 5),

@@ -1503,7 +1503,7 @@ def test_what_is_played_and_filmed(capsys):
 
 def test_a_gif_has_movies_side_by_side(tmp_path):
     """As wide as all together, as long as the longest: one that has ended keeps its last picture."""
-    from PIL import Image
+    from matplotlib.animation import Image  # what matplotlib writes it with
 
     movies = [[np.full((40, 60, 3), 80 * (i + 1), np.uint8) for i in range(length)] for length in (3, 1)]
     p2pdrl.save_gif(movies, tmp_path / "policy.gif", fps=20)
