@@ -494,6 +494,11 @@ def compiled(function, args):
     return torch.compile(function, fullgraph=True, dynamic=False) if args.compile else function
 
 
+def workers(number: int) -> ThreadPoolExecutor:
+    """Threads for work that goes on at the same time, each of which computes by itself."""
+    return ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
+
+
 class RunningNorm(nn.Module):
     """Running mean and variance over all data absorbed so far, and the map x -> (x - mean) / std, clipped.
 
@@ -1810,7 +1815,7 @@ class SACUpdate:
         self.critic_step, self.actor_step = compiled(sac_critic_step, args), compiled(sac_actor_step, args)
         self.gamma, self.tau = args.gamma, args.tau
         alone = args.threads == 1 or args.device != "cpu"
-        self.pool = None if alone else ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = None if alone else workers(1)
         self.known = set()  # learners for which everything is compiled: no thread can help with that
 
     def __call__(self, learner, batch, noise):

@@ -54,7 +54,6 @@ To use it elsewhere, copy dpd.py, baselines.py and randomised_envs.py.
 import copy
 import math
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -67,7 +66,7 @@ from baselines import (
     COLOURS, COMPARED, CYCLE, CYCLES, STYLES, Adam, ParameterNoise, Progress, ReplayBuffer, Rollout, Run, RunningNorm,
     Stream, as_command, check_args, check_buffer_args, compiled, discounted_sums, evaluate, fail, find_runs, gae,
     given, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, reach_of, read_csv, report, rollout,
-    run_seeds, save_figure, set_up_torch, steps_of, training_curve, with_seeds,
+    run_seeds, save_figure, set_up_torch, steps_of, training_curve, with_seeds, workers,
 )
 from randomised_envs import sample_domain
 
@@ -527,7 +526,7 @@ def train_ddpg(args):
         parts |= {f"buffer{i}": buffers[i], f"stream{i}": streams[i], f"weight_noise{i}": weight_noises[i]}
     first = run.resume(parts, interval * len(learners))
     progress = Progress(iterations * interval * len(learners), first * interval * len(learners))
-    pool = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = workers(args.threads)
 
     for iteration in range(first, iterations):
         told = [torch.zeros(2, device=args.device) for _ in learners]
@@ -594,7 +593,7 @@ def train_ppo(args):
     parts = {f"{name}{i}": part for i, learner in enumerate(learners) for name, part in learner.parts().items()}
     first = run.resume(parts, args.steps_per_iteration * len(learners))
     progress = Progress(*(n * args.steps_per_iteration * len(learners) for n in (iterations, first)))
-    pool = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = workers(args.threads)
 
     for iteration in range(first, iterations):
         rngs = [np.random.default_rng([args.seed, i, iteration]) for i in range(len(learners))]

@@ -87,7 +87,6 @@ import math
 import os
 import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -101,7 +100,7 @@ from baselines import (
     CENTRE, COLOURS, COMPARED, Adam, Progress, Rollout, Run, RunningNorm, as_command, check_args, compiled,
     discounted_sums, draw_run, episode_returns, evaluate, fail, find_runs, gae, given, held_out_domains, make_envs,
     millions, new_figure, numpy_policy, one_vector, parse_args, plot_interval, read_csv, report, rollout, run_seeds,
-    save_figure, set_up_torch, steps_of, test_curve, test_returns, training_curve, with_seeds,
+    save_figure, set_up_torch, steps_of, test_curve, test_returns, training_curve, with_seeds, workers,
 )
 from randomised_envs import Domain, sample_domain
 
@@ -461,7 +460,7 @@ def train(args):
     evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
     first = run.resume(parts, args.steps_per_iteration)
     progress = Progress(iterations * args.steps_per_iteration, first * args.steps_per_iteration)
-    pool = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = workers(args.threads)
 
     for iteration in range(first, iterations):                                                          # Alg. 1, line 4
         rngs = [np.random.default_rng([args.seed, i, iteration]) for i in range(args.agents)]           # line 5

@@ -72,7 +72,6 @@ To use it elsewhere, copy piekd_cikd.py, baselines.py and randomised_envs.py.
 
 import copy
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,7 +84,7 @@ from torch import nn
 from baselines import (
     COLOURS, ROW, STYLES, Adam, Progress, ReplayBuffer, Run, Stream, Transitions, as_command, bootstrap, check_args,
     check_buffer_args, compiled, evaluate, fail, find_runs, given, make_envs, millions, new_figure, numpy_network,
-    one_vector, parse_args, reach_of, read_csv, report, run_seeds, save_figure, set_up_torch, with_seeds,
+    one_vector, parse_args, reach_of, read_csv, report, run_seeds, save_figure, set_up_torch, with_seeds, workers,
 )
 
 
@@ -343,7 +342,7 @@ class SACUpdate:
         self.critic_step, self.actor_step = compiled(sac_critic_step, args), compiled(sac_actor_step, args)
         self.gamma, self.tau = args.gamma, args.tau
         alone = args.threads == 1 or args.device != "cpu"
-        self.pool = None if alone else ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = None if alone else workers(1)
         self.known = set()  # learners for which everything is compiled: no thread can help with that
 
     def __call__(self, learner, batch, noise):
@@ -465,7 +464,7 @@ class Teaching:
     def __init__(self, args):
         self.steps = compiled(policy_distillation_step, args), compiled(critic_distillation_step, args)
         alone = args.threads == 1 or args.device != "cpu"
-        self.pool = None if alone else ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.pool = None if alone else workers(args.threads)
         self.known = set()  # teachers with whom everything was compiled before: no thread can help with that
 
     def map_for(self, teacher: int):
