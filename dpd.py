@@ -7,9 +7,9 @@ The idea
 Two learners with different initialisations explore the same task. Neither is an expert, but each is better than
 the other somewhere. In a state where the peer's value is higher, do what the peer does: the policy that in every
 state follows whichever of the two has the higher value is at least as good as both, everywhere (Proposition 1;
-`tests/test_dpd.py` checks it on random Markov decision processes solved exactly). So after each step of ordinary
-reinforcement learning, each learner takes a step of regression towards its peer's actions on the peer's states, and
-the regression counts more where the peer seems to be better.
+`tests/test_dpd.py` checks it on random Markov decision processes solved exactly). So after its ordinary reinforcement
+learning each learner takes a step of regression towards its peer's actions on the peer's states, and a state counts
+more where the peer seems to be better.
 
     code                    | paper               | shape
     learner, peer           | pi_theta, pi~_phi   |
@@ -21,25 +21,38 @@ the regression counts more where the peer seems to be better.
     J   = E_{s ~ pi~}[ D(pi(.|s), pi~(.|s)) 1(xi(s) > 0) ]              `--weighting hard`            Eq. (9)
     J^w = E_{s ~ pi~}[ D(pi(.|s), pi~(.|s)) exp(alpha xi(s)) ]          `--weighting exp`             Eq. (11), (12)
 
+Eq. (12) is Eq. (11) with the two learners exchanged.
+
 Where this differs from, or completes, the paper
 ------------------------------------------------
 * D is the mean over action dimensions of the squared difference between mean actions, not samples.
 * The weights have no gradient, are clipped to [.01, 100] and divided by their sum over the minibatch. (The released
   code does so too, but then multiplies weights of shape (N, 1) with distances of shape (N,), which makes them
-  cancel; and its PPO has the sign of xi reversed. The sign here is the paper's.) So where the two critics' levels
-  differ by more than log(100) / alpha in most states, or by much less than 1 / alpha, nearly all states count alike. The
-  log's column `effective` says how many count: 1 is all alike.
+  cancel; and its PPO has the sign of xi reversed. The sign here is the paper's.) So nearly all states count alike
+  where the two critics' levels differ by more than log(100) / alpha in most states, or by much less than 1 / alpha.
+  The log's column `effective` says how many count: 1 is all alike.
 * V for DDPG is Q(s, mu(s)), each learner's own critic at its own action. For PPO both values are brought to the
   learner's own scale of rewards before they are compared.
-* One distillation step after every gradient step of reinforcement learning, with an Adam of its own, on the actor
-  alone; states from the peer's most recent 1000 steps, normalised by each learner's own statistics.
+* How often to distil: in Algorithm 1 one step of distillation (line 5) follows the update of an iteration (line 4).
+  So it is here with PPO: one step after all 320 gradient steps. `--distill-steps N` makes N steps, spread evenly over
+  the gradient steps, the last one after the last of them; with 320 one follows each. (The released code distils in
+  one of five iterations.) With DDPG one step of distillation follows each gradient step, as in the released code.
+* Distillation has an Adam of its own and changes the actor's network alone, not PPO's standard deviations. The states
+  are drawn from the peer's most recent 1000 steps, and each learner normalises them by its own statistics.
 * Both learners act at the same time, one thread each; then the first learns, then the second. (In Algorithm 1 the
   second acts after the first has learned; only which of its states are the latest differs by this.)
-* DDPG is that of baselines.py, with normalised layers and noise on the actors' weights. PPO is that of baselines.py, but
-  for the critic of 64-64-64. (The paper takes all settings from OpenAI's baselines; there PPO's learning rate falls to 0,
-  here it is constant.)
-* Figure 3 compares learners of the same age: two that teach each other after so many steps of each with two apart.
+* DDPG is that of baselines.py, with normalised layers and noise on the actors' weights. Each learner begins with 10 000
+  random steps, in which nothing is learned: two learners take 20 000 together.
+* PPO is that of baselines.py, but for the critic of 64-64-64. The paper takes all settings from OpenAI's baselines.
+  There PPO's learning rate falls to 0, its values are clipped, and the norm that is clipped is that of both networks'
+  gradient together. Here the rate is constant, values are not clipped, and actor and critic have a norm each.
 * What is counted, plotted and compared is the total of both learners' environment steps.
+* Table 1 of the paper is of PPO: it takes `--table 1 --base ppo`. Without `--base` the same table is of DDPG.
+* Figure 2 has bootstrap intervals of the mean where the paper's has the standard deviation.
+* Figure 3 compares learners of the same age: two that teach each other, after so many steps of each, with two apart.
+  The paper's is of Walker2d after .5, 1.5 and 2.5 million steps of each. Runs with `--total-steps 5e6 --evaluations 10`
+  keep exactly these.
+* The paper used the v2 environments, which need a MuJoCo of their time. The v4 ones are their successors.
 * `--eps-tr` trains under domain randomisation, which the paper did not try.
 
 Commands (two cores of a laptop; see the README for measured numbers)
@@ -51,46 +64,47 @@ Commands (two cores of a laptop; see the README for measured numbers)
 To use it elsewhere, copy dpd.py, baselines.py and randomised_envs.py.
 """
 
-import copy
 import math
-import textwrap
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+import baselines
 from baselines import (
-    COLOURS, COMPARED, CYCLE, CYCLES, STYLES, Adam, ParameterNoise, Progress, ReplayBuffer, Rollout, Run, RunningNorm,
-    Stream, as_command, check_args, check_buffer_args, compiled, discounted_sums, evaluate, fail, find_runs, gae,
-    given, make_envs, millions, new_figure, numpy_policy, one_vector, parse_args, reach_of, read_csv, report, rollout,
-    run_seeds, save_figure, set_up_torch, steps_of, training_curve, with_seeds, workers,
-)
+    CYCLE, CYCLES, DDPG_METRICS, PPO_METRICS, DDPGAgent, Exploration, Optimiser, PPOAgent, ReplayBuffer, Run, RunArgs,
+    RunningNorm, Stream, evaluate, make_batch, numpy_policy, ppo_losses, rollout, shuffle,
+)  # the algorithms; the rest of baselines.py is plumbing
 from randomised_envs import sample_domain
 
-ALPHA = {"ddpg": 0.75, "ppo": 0.5}  # of the released code, by base
-DISTILLATION = {"ddpg": (1e-4, 64), "ppo": (1e-5, 256)}  # learning rate and batch size (Sec. 4.2)
-RECENT = 1000  # of the peer's steps, from which the states are drawn (Sec. 4.2)
+LEARNERS = {"dpd": 2, "vanilla": 1}  # by method
+
+PAPER = {  # what is used where the option is not given, by base: Sec. 4.2; alpha is the released code's
+    "ddpg": {"alpha": 0.75, "distill_lr": 1e-4, "distill_batch": 64},
+    "ppo": {"alpha": 0.5, "distill_lr": 1e-5, "distill_batch": 256},
+}
 
 
 @dataclass
-class Args:
-    # environment
-    env: str = "HalfCheetah-v4"  # a Gymnasium MuJoCo environment
-    xml_file: str = ""  # an MJCF file of your own in place of the environment's (v5 environments)
-    eps_tr: float = 0.0  # strength of the randomisation in training, in [0, 1]
-    init: Literal["root", "joints"] = "root"  # what randomisation moves as initial position
-
+class Args(RunArgs):
     # learners
+    env: str = "HalfCheetah-v4"  # a Gymnasium MuJoCo environment
     base: Literal["ddpg", "ppo"] = "ddpg"  # what each learner does apart from distillation
     method: Literal["dpd", "vanilla"] = "dpd"  # two learners, or one with the same total of steps
+    eps_tr: float = 0.0  # randomisation level in training, in [0, 1]
     total_steps: int = 1_000_000  # environment steps, summed over learners
+    gamma: float = 0.99  # discount factor
+    evaluations: int = 4  # evenly spaced over training, the last one at its end
 
     # distillation
     alpha: float | None = None  # confidence in the values (Eq. 11); if not given, .75 for DDPG and .5 for PPO
     weighting: Literal["exp", "hard", "none"] = "exp"  # of states: Eq. (11), Eq. (9), or all alike
+    distill_lr: float | None = None  # Adam's; if not given, the paper's, 1e-4 for DDPG and 1e-5 for PPO
+    distill_batch: int | None = None  # states of a minibatch; if not given, the paper's, 64 for DDPG and 256 for PPO
+    distill_window: int = 1000  # of the peer's latest steps, from which they are drawn (PPO: of this iteration at most)
+    distill_steps: int = 1  # PPO: minibatches for each iteration; DDPG has one for each of its updates
 
     # DDPG
     actor_learning_rate: float = 1e-4  # Adam's
@@ -100,41 +114,29 @@ class Args:
     batch_size: int = 64  # transitions for an update
     buffer_size: int = 1_000_000  # transitions that each learner remembers
     updates: int = 50  # for every 100 steps of a learner
-    exploration: Literal["parameter", "action"] = "parameter"  # noise on the actor's weights, or on its actions
-    noise: float = 0.2  # by how much either changes the actions, root mean square, in parts of their reach (half the range)
     warm_up: int = 10_000  # steps of each learner with random actions at the beginning
+    exploration: Literal["parameter", "action"] = "parameter"  # noise on the actor's weights, or on its actions
+    noise: float = 0.2  # by how much either changes the actions, root mean square, in parts of their scale
 
     # PPO
-    steps_per_iteration: int = 2048  # of each learner between updates
     learning_rate: float = 3e-4  # Adam's
+    steps_per_iteration: int = 2048  # of each learner between updates
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
     clip: float = 0.2  # of the probability ratio
     gae_lambda: float = 0.95  # of the advantage estimate
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
 
-    # both
-    gamma: float = 0.99  # discount factor
-
-    # evaluation
-    eps_te: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # strengths of the test domains
-    eval_domains: int = 10  # held-out domains for each strength, one episode in each
-    evaluations: int = 4  # evenly spaced over training, the last one at its end
-
-    # run
-    seed: int = 0  # of everything random
-    seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
-    jobs: int = 2  # how many of these at a time
-    threads: int = 0  # for the environments; 0: one for each core
-    device: str = "cpu"  # of the networks: cpu or cuda
-    compile: bool = True  # compile the gradient computations where a C++ compiler is found
-    checkpoint_every: int = 20  # iterations between checkpoints
-    runs: str = "runs"  # folder of all runs
-    overwrite: bool = False  # start anew instead of resuming
-
     # instead of training
     figure: Literal["", "2", "3"] = ""  # draw this figure of the paper from the runs that exist
     table: Literal["", "1"] = ""  # print this table of the paper from the runs that exist
+    watch: str = ""  # a run's folder: show its policies in a window
+    gif: str = ""  # a run's folder: write policy.gif into it
+
+
+def with_paper(args: Args) -> Args:
+    """The arguments, with the paper's for this base where none were given."""
+    return Args(**PAPER[args.base] | {name: value for name, value in vars(args).items() if value is not None})
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ class Args:
 
 
 def relu_network(inputs: int, outputs: int) -> nn.Sequential:
-    """Three hidden layers of 64 ReLU, each normalised, and last weights so small that the first outputs are near zero."""
+    """Three hidden layers of 64 ReLU, each normalised. The last weights are small: the first outputs are near zero."""
     net = nn.Sequential(
         nn.Linear(inputs, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(),
         nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, outputs),
@@ -154,20 +156,20 @@ def relu_network(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class DeterministicActor(nn.Module):
-    """mu(s), from raw observations: the normaliser is part of the policy."""
+    """DDPG's mu(s), from raw observations: the normaliser is part of the policy."""
 
-    def __init__(self, obs_size: int, reach: np.ndarray):
+    def __init__(self, obs_size: int, action_scale: np.ndarray):
         super().__init__()
         self.norm = RunningNorm((obs_size,), clip=5.0)
-        self.net = relu_network(obs_size, len(reach)).append(nn.Tanh())
-        self.register_buffer("reach", torch.as_tensor(reach))  # actions lie in [-reach, reach]
+        self.net = relu_network(obs_size, len(action_scale)).append(nn.Tanh())
+        self.register_buffer("action_scale", torch.as_tensor(action_scale))  # actions lie between - and + this
 
     def forward(self, obs):  # (N, obs) -> (N, act)
-        return self.net(self.norm(obs)) * self.reach
+        return self.net(self.norm(obs)) * self.action_scale
 
 
 class ActionCritic(nn.Module):
-    """Q(s, a), with the statistics of the actor's normaliser."""
+    """DDPG's Q(s, a), with the statistics of the actor's normaliser."""
 
     def __init__(self, obs_size: int, action_size: int):
         super().__init__()
@@ -186,17 +188,20 @@ def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
     return layer
 
 
+def tanh_network(inputs: int, hidden: int, outputs: int, gain: float) -> nn.Sequential:
+    """So many hidden layers of 64 tanh; gain: of the last layer's weights."""
+    sizes = [inputs] + hidden * [64]
+    layers = [layer for pair in zip(sizes, sizes[1:]) for layer in (linear(*pair, math.sqrt(2)), nn.Tanh())]
+    return nn.Sequential(*layers, linear(64, outputs, gain))
+
+
 class GaussianActor(nn.Module):
-    """pi_theta(a|s) = Normal(mean(s), std), from raw observations: the normaliser is part of the policy."""
+    """PPO's pi_theta(a|s) = Normal(mean(s), std), from raw observations: the normaliser is part of the policy."""
 
     def __init__(self, obs_size: int, action_size: int):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
-        self.net = nn.Sequential(
-            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(),
-            linear(64, 64, math.sqrt(2)), nn.Tanh(),
-            linear(64, action_size, 0.01),
-        )
+        self.net = tanh_network(obs_size, 2, action_size, gain=0.01)
         self.log_std = nn.Parameter(torch.zeros(action_size))
 
     def forward(self, obs):  # (N, obs) -> mean (N, act), log_std (act,)
@@ -204,35 +209,20 @@ class GaussianActor(nn.Module):
 
 
 class ValueCritic(nn.Module):
-    """V(s), in units of scaled reward; a layer more than that of baselines.py (Sec. 4.2)."""
+    """PPO's V(s), in units of scaled reward; a layer more than that of baselines.py (Sec. 4.2)."""
 
     def __init__(self, obs_size: int):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
-        self.net = nn.Sequential(
-            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(),
-            linear(64, 64, math.sqrt(2)), nn.Tanh(),
-            linear(64, 64, math.sqrt(2)), nn.Tanh(),
-            linear(64, 1, 1.0),
-        )
+        self.net = tanh_network(obs_size, 3, 1, gain=1.0)
 
     def forward(self, obs):  # (N, obs) -> (N,)
         return self.net(self.norm(obs)).squeeze(-1)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Distillation
+# Losses of distillation (those of DDPG and PPO stand in baselines.py)
 # ---------------------------------------------------------------------------------------------------------
-
-
-def mean_action(actor, obs):
-    """What the policy does without noise. (N, obs) -> (N, act)"""
-    return actor(obs) if isinstance(actor, DeterministicActor) else actor(obs)[0]
-
-
-def state_value(actor, critic, obs):
-    """V(s); for DDPG Q(s, mu(s)). (N, obs) -> (N,)"""
-    return critic(obs, actor(obs)) if isinstance(critic, ActionCritic) else critic(obs)
 
 
 def distillation_weights(better, alpha, weighting):
@@ -245,7 +235,7 @@ def distillation_weights(better, alpha, weighting):
 
 
 def effective_share(weights):
-    """Which part of the states has as much influence, all alike, as these weights (N,) have (Kish's sample size over N)."""
+    """How many states count, as a share of N: Kish's effective sample size over N. (N,) weights -> scalar"""
     return weights.sum() ** 2 / (len(weights) * (weights**2).sum()).clamp(min=1e-8)
 
 
@@ -257,228 +247,76 @@ def distillation_loss(actions, peer_actions, weights):                          
     return (weights * distances).sum()
 
 
-def distillation_step(actor, critic, peer_actor, peer_critic, adam, parameters, obs, unit, alpha, weighting):
-    """The actor's network after one step towards the peer, as a vector, and what the log tells. Compiled as one graph.
+METRICS = (
+    "distillation",  # Eq. (11), (12)
+    "peer_better",  # share of the peer's states in which its value is higher
+    "effective",  # share of them that counts, by their weights
+)
 
-    unit: the peer's scale of values in terms of one's own.
+
+def distillation_losses(learner, peer, obs, unit, args):
+    """The loss of a learner's actor on (N, obs) of its peer's states, and the METRICS.
+
+    unit: of the peer's values, in that of the learner's. Scalar.
     """
     with torch.no_grad():
-        better = unit * state_value(peer_actor, peer_critic, obs) - state_value(actor, critic, obs)
-        weights = distillation_weights(better, alpha, weighting)
-        peer_actions = mean_action(peer_actor, obs)
-    loss = distillation_loss(mean_action(actor, obs), peer_actions, weights)
-    gradient = gradient_of(loss, actor.net)
-    return adam(parameters, gradient), torch.stack([loss.detach(), (better > 0).float().mean(), effective_share(weights)])
-
-
-def distil(learner, peer, obs, compiled_step, args):                                              # Alg. 1, lines 5, 8
-    """One step of regression to the peer on (N, obs) of its states; nothing but the actor's network changes."""
-    networks = learner.actor, learner.critic, peer.actor, peer.critic
-    unit = peer.value_unit() / learner.value_unit()
-    new, told = compiled_step(*networks, learner.distillation_adam, learner.policy, obs, unit, args.alpha, args.weighting)
-    learner.policy.copy_(new)
-    return told
+        better = unit * peer.state_value(obs) - learner.state_value(obs)
+        weights = distillation_weights(better, args.alpha, args.weighting)
+        peer_actions = peer.mean_action(obs)
+    loss = distillation_loss(learner.mean_action(obs), peer_actions, weights)
+    return (loss,), (loss, (better > 0).float().mean(), effective_share(weights))
 
 
 # ---------------------------------------------------------------------------------------------------------
-# DDPG: losses and one update, as in baselines.py
+# One update
 # ---------------------------------------------------------------------------------------------------------
 
 
-def ddpg_targets(target_actor, target_critic, batch, gamma):
-    """y = r + gamma Q'(s', mu'(s')), and just r where the robot died. (N,)"""
-    futures = target_critic(batch.next_obs, target_actor(batch.next_obs))
-    assert futures.shape == batch.rewards.shape == batch.terminated.shape
-    return (batch.rewards + gamma * (1 - batch.terminated) * futures).detach()
+class DDPGLearner(DDPGAgent):
+    """An agent of baselines.py, and what distillation asks of it."""
 
+    def __init__(self, obs_size: int, action_scale: np.ndarray, args):
+        super().__init__(DeterministicActor(obs_size, action_scale), ActionCritic(obs_size, len(action_scale)), args)
+        self.distillation = Optimiser([self.actor.net], args.distill_lr, args)
 
-def ddpg_critic_loss(critic, batch, targets, decay):
-    """Mean square error, and half the squares of the hidden layers' weights."""
-    values = critic(batch.obs, batch.actions)
-    assert values.shape == targets.shape
-    weights = [layer.weight for layer in critic.net[:-1] if isinstance(layer, nn.Linear)]
-    return ((values - targets) ** 2).mean() + decay * sum((weight**2).sum() for weight in weights) / 2
+    def mean_action(self, obs):  # (N, obs) -> (N, act)
+        return self.actor(obs)
 
-
-def ddpg_actor_loss(actor, critic, batch):
-    """Minus what the critic says of the actor's own actions."""
-    return -critic(batch.obs, actor(batch.obs)).mean()
-
-
-class DDPGLearner:
-    """Networks, their slowly following targets, an Adam for each of the two, and one normaliser for all four."""
-
-    def __init__(self, obs_size: int, reach: np.ndarray, args):
-        self.actor, self.critic = DeterministicActor(obs_size, reach), ActionCritic(obs_size, len(reach))
-        self.critic.norm = self.actor.norm
-        self.target_actor, self.target_critic = copy.deepcopy((self.actor, self.critic))
-        self.target_actor.norm = self.target_critic.norm = self.actor.norm
-        networks = self.actor, self.critic, self.target_actor, self.target_critic
-        self.vectors = [one_vector(network.to(args.device)) for network in networks]
-        self.actor_adam = Adam(self.vectors[0], args.actor_learning_rate)
-        self.critic_adam = Adam(self.vectors[1], args.critic_learning_rate)
-        self.networks = (*networks, self.actor_adam, self.critic_adam)
-        self.policy = self.vectors[0].data  # what distillation changes
-        self.distillation_adam = Adam(self.policy, DISTILLATION["ddpg"][0])
-        self.one = torch.ones((), device=args.device)
+    def state_value(self, obs):  # (N, obs) -> (N,)
+        return self.critic(obs, self.actor(obs))
 
     def value_unit(self):
-        """Values are in units of reward."""
-        return self.one
-
-    def parts(self) -> dict:
-        """What a checkpoint holds, by name."""
-        names = "actor", "critic", "target_actor", "target_critic", "actor_adam", "critic_adam"
-        return dict(zip(names, self.networks)) | {"distillation_adam": self.distillation_adam}
+        """What a value of 1 is worth, in units of reward. Scalar."""
+        return 1.0
 
 
-def gradient_of(loss, network):
-    """Gradient of a loss by a network's parameters, as one vector."""
-    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
-
-
-def ddpg_step(actor, critic, target_actor, target_critic, actor_adam, critic_adam, vectors, batch, gamma, tau, decay):
-    """All four vectors of parameters after one update, and what the log tells. Compiled as one graph."""
-    targets = ddpg_targets(target_actor, target_critic, batch, gamma)
-    critic_loss, actor_loss = ddpg_critic_loss(critic, batch, targets, decay), ddpg_actor_loss(actor, critic, batch)
-    new_actor = actor_adam(vectors[0], gradient_of(actor_loss, actor))
-    new_critic = critic_adam(vectors[1], gradient_of(critic_loss, critic))
-    new_targets = [old.detach().lerp(new, tau) for old, new in zip(vectors[2:], (new_actor, new_critic))]
-    return [new_actor, new_critic, *new_targets], torch.stack([critic_loss, -actor_loss]).detach()
-
-
-def ddpg_update(learner, batch, compiled_step, args):
-    """One step of both networks, and of their targets after them."""
-    new, told = compiled_step(*learner.networks, learner.vectors, batch, args.gamma, args.tau, args.critic_decay)
-    for vector, value in zip(learner.vectors, new):
-        vector.data.copy_(value)
-    return told
-
-
-def exploration(shape, scale: float, reach: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise for actions, `scale` in parts of their reach."""
-    return scale * reach * rng.standard_normal((*shape, len(reach)), dtype=np.float32)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# PPO: losses and one update, as in baselines.py
-# ---------------------------------------------------------------------------------------------------------
-
-
-class Batch(NamedTuple):
-    """N steps of one agent in its own domain(s)."""
-
-    obs: torch.Tensor  # (N, obs)
-    actions: torch.Tensor  # (N, act)
-    log_probs: torch.Tensor  # (N,) log pi_theta_old(a|s)
-    advantages: torch.Tensor  # (N,)
-    targets: torch.Tensor  # (N,) V^targ
-
-
-def gaussian_log_prob(mean, log_std, actions):
-    """log Normal(actions; mean, exp(log_std)), summed over action dimensions: (N, act) -> (N,)."""
-    return (-0.5 * ((actions - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-
-def ppo_loss(policy, batch, clip):
-    """Clipped surrogate, negated: to be minimised. Scalar."""
-    ratio = (gaussian_log_prob(*policy, batch.actions) - batch.log_probs).exp()                         # (N,)
-    assert ratio.shape == batch.advantages.shape
-    return -torch.min(ratio * batch.advantages, ratio.clamp(1 - clip, 1 + clip) * batch.advantages).mean()
-
-
-def value_loss(critic, batch):
-    """Mean square error of the critic. Scalar."""
-    values = critic(batch.obs)
-    assert values.shape == batch.targets.shape
-    return ((values - batch.targets) ** 2).mean()
-
-
-def clip_norm(gradient, max_norm):
-    """Scale a gradient so that its norm is at most max_norm."""
-    return gradient * (max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
-
-
-def ppo_gradients(actor, critic, batch, clip, max_grad_norm):
-    """Gradient of both losses on a minibatch, as one vector, and what the log tells of them."""
-    spread = batch.advantages.std() + 1e-8
-    batch = batch._replace(advantages=(batch.advantages - batch.advantages.mean()) / spread)
-    surrogate, critic_loss = ppo_loss(actor(batch.obs), batch, clip), value_loss(critic, batch)
-    actor_gradient, critic_gradient = gradient_of(surrogate, actor), gradient_of(critic_loss, critic)
-    told = torch.stack([surrogate, critic_loss, actor.log_std.mean()]).detach()
-    return torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)]), told
-
-
-def ppo_adam_step(actor, critic, adam, parameters, batch, clip, max_grad_norm):
-    """The vector of both networks' parameters after one step of Adam, and what the log tells. Compiled as one graph."""
-    gradient, told = ppo_gradients(actor, critic, batch, clip, max_grad_norm)
-    return adam(parameters, gradient), told
-
-
-@torch.no_grad()
-def prepare(actor, reward_scale, rollouts: list[Rollout], gamma: float) -> Batch:
-    """Join rollouts to a batch, with the log-probabilities of their actions; `estimate` adds what is missing.
-
-    The scale of rewards takes these rollouts into account from now on.
-    """
-    for data in rollouts:
-        reward_scale.absorb(discounted_sums(data.rewards, data.ends, gamma))
-    device = actor.log_std.device
-    obs, actions = (
-        torch.as_tensor(np.concatenate(arrays), device=device)
-        for arrays in ([data.obs for data in rollouts], [data.actions for data in rollouts])
-    )
-    return Batch(obs, actions, gaussian_log_prob(*actor(obs), actions), None, None)
-
-
-@torch.no_grad()
-def estimate(batch: Batch, critic, reward_scale, rollouts: list[Rollout], gamma: float, gae_lambda: float) -> Batch:
-    """The batch of these rollouts with advantages and value targets by the present critic."""
-    device, scale = batch.obs.device, reward_scale.std().item()
-    advantages, targets = [], []
-    for data in rollouts:
-        last = data.ends.nonzero()[0]  # elsewhere the next observation is the following row, and is not valued twice
-        values, last_values = (
-            critic(torch.as_tensor(x, device=device)).cpu().numpy().astype(np.float64)
-            for x in (data.obs, data.next_obs[last])
-        )
-        next_values = np.roll(values, -1)
-        next_values[last] = last_values
-        advantages.append(gae(data.rewards / scale, values, next_values, data.terminated, data.ends, gamma, gae_lambda))
-        targets.append(advantages[-1] + values)
-    advantages, targets = (
-        torch.as_tensor(np.concatenate(arrays), dtype=torch.float32, device=device) for arrays in (advantages, targets)
-    )
-    return batch._replace(advantages=advantages, targets=targets)
-
-
-def shuffle(batch: Batch, minibatches: int, rng: np.random.Generator) -> list[Batch]:
-    """The batch in random order, cut into equal minibatches."""
-    order = torch.as_tensor(rng.permutation(len(batch.obs)), device=batch.obs.device)
-    size = len(batch.obs) // minibatches
-    return [Batch(*columns) for columns in zip(*(column[order].split(size) for column in batch))]
-
-
-class PPOLearner:
-    """Actor, critic, their Adam, and the running scale of this learner's rewards."""
+class PPOLearner(PPOAgent):
+    """An agent of baselines.py, and what distillation asks of it."""
 
     def __init__(self, obs_size: int, action_size: int, args):
-        self.actor, self.critic = GaussianActor(obs_size, action_size), ValueCritic(obs_size)
-        self.reward_scale = RunningNorm(())
-        self.parameters = one_vector(self.actor.to(args.device), self.critic.to(args.device))
-        self.adam = Adam(self.parameters, args.learning_rate, eps=1e-5)
-        size = sum(parameter.numel() for parameter in self.actor.net.parameters())
-        self.policy = self.parameters.data[action_size : action_size + size]  # what distillation changes: not log_std
-        self.distillation_adam = Adam(self.policy, DISTILLATION["ppo"][0])
+        super().__init__(GaussianActor(obs_size, action_size), ValueCritic(obs_size), args)
+        self.distillation = Optimiser([self.actor.net], args.distill_lr, args)
+
+    def mean_action(self, obs):  # (N, obs) -> (N, act)
+        return self.actor(obs)[0]
+
+    def state_value(self, obs):  # (N, obs) -> (N,)
+        return self.critic(obs)
 
     def value_unit(self):
-        """Values are in units of scaled reward."""
-        return self.reward_scale.std().float().to(self.parameters.device)
+        """What a value of 1 is worth, in units of reward. Scalar."""
+        return self.reward_scale.std().float()
 
-    def parts(self) -> dict:
-        """What a checkpoint holds, by name."""
-        names = "actor", "critic", "reward_scale", "adam", "distillation_adam"
-        return {name: getattr(self, name) for name in names}
+
+def distil(learner, peer, obs, args):                                                             # Alg. 1, lines 5, 8
+    """One step of regression to the peer on (N, obs) of its states; the METRICS. Only the actor's network changes."""
+    unit = peer.value_unit() / learner.value_unit()
+    return learner.distillation.minimise(distillation_losses, learner, peer, obs, unit, args)
+
+
+def spread(states, updates: int) -> list:
+    """Share minibatches of states out among so many updates, as evenly as can be; the last one goes to the last."""
+    return [states[len(states) * u // updates : len(states) * (u + 1) // updates] for u in range(updates)]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -486,335 +324,229 @@ class PPOLearner:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def begin(args):
-    """What both loops begin with: the run, environments and learners."""
-    run = Run(args, "dpd", f"{args.method}-{args.base}")
-    title = f"{args.method} on {args.base}, {args.env}, eps_tr = {args.eps_tr:g}, seed {args.seed}"
-    if run.finished:
-        print(f"{run.path} is finished: nothing to do (--overwrite starts anew)")
-        return run, title, None, None
-    number = 2 if args.method == "dpd" else 1
-    envs = make_envs(args, args.threads + number)
-    set_up_torch(args)
-    obs_size, action_size = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
-    learners = [
-        DDPGLearner(obs_size, reach_of(envs[0]), args) if args.base == "ddpg" else PPOLearner(obs_size, action_size, args)
-        for _ in range(number)  # with different initialisations
-    ]
-    return run, title, envs, learners
-
-
 def train_ddpg(args):
-    run, title, envs, learners = begin(args)
-    if run.finished:
-        return report(run, title)
-    compiled_update, compiled_distillation = compiled(ddpg_step, args), compiled(distillation_step, args)
-    obs_size, reach = envs[0].observation_space.shape[0], reach_of(envs[0])
-    interval = CYCLE * CYCLES  # steps of each learner between rows of the log
-    iterations = args.total_steps // (interval * len(learners))
-    evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
-    size, resuming = min(args.buffer_size, args.total_steps // len(learners)), run.state is not None
-    run.make_folder(room=len(learners) * ReplayBuffer.bytes(obs_size, len(reach), size))
-    buffers = [
-        ReplayBuffer(run.path / f"buffer{i}.dat", obs_size, len(reach), size, resuming) for i in range(len(learners))
-    ]
+    """Algorithm 1 on DDPG: both act for a hundred steps, then one learns and then the other, repeat."""
+    run, args = Run(args, "dpd"), with_paper(args)  # the folder's name has only what was given
+    number = LEARNERS[args.method]
+    envs, pool = baselines.make_envs(args, args.threads + number), baselines.workers(args.threads)
+    obs_size, action_scale = envs[0].observation_space.shape[0], baselines.symmetric_action_scale(envs[0])
+    learners = [DDPGLearner(obs_size, action_scale, args) for _ in range(number)]  # with different initialisations
+    size = min(args.buffer_size, args.total_steps // number)
+    buffers = [ReplayBuffer(obs_size, len(action_scale), size) for _ in learners]
     streams = [Stream(env, args.seed, i, buffer) for i, (env, buffer) in enumerate(zip(envs, buffers))]
-    weight_noises = [ParameterNoise(learner.actor, args.noise, (args.seed, i)) for i, learner in enumerate(learners)]
-    parts = {}
-    for i, learner in enumerate(learners):
-        parts |= {f"{name}{i}": part for name, part in learner.parts().items()}
-        parts |= {f"buffer{i}": buffers[i], f"stream{i}": streams[i], f"weight_noise{i}": weight_noises[i]}
-    first = run.resume(parts, interval * len(learners))
-    progress = Progress(iterations * interval * len(learners), first * interval * len(learners))
-    pool = workers(args.threads)
+    explorations = [Exploration(learner.actor, args, i) for i, learner in enumerate(learners)]
 
-    for iteration in range(first, iterations):
-        told = [torch.zeros(2, device=args.device) for _ in learners]
-        taught = [torch.zeros(3, device=args.device) for _ in learners]
+    distill_steps = args.updates if number > 1 else 0  # for each hundred steps
+    kinds = {"agent": learners, "buffer": buffers, "stream": streams, "exploration": explorations}
+    parts = {f"{kind}{i}": part for kind, each in kinds.items() for i, part in enumerate(each)}
+    for iteration in run.iterations(parts, CYCLE * CYCLES * number, args.warm_up * number):
+        metrics = [torch.zeros(len(DDPG_METRICS), device=args.device) for _ in learners]
+        lessons = [torch.zeros(len(METRICS), device=args.device) for _ in learners]
         returns, updates = [[] for _ in learners], 0
-        for cycle in range(CYCLES * iteration, CYCLES * (iteration + 1)):
-            rngs = [np.random.default_rng([args.seed, i, cycle]) for i in range(len(learners))]
-            if cycle * CYCLE < args.warm_up:
-                policies = [lambda obs: 0] * len(learners)
-                noises = [rng.uniform(-reach, reach, (CYCLE, len(reach))).astype(np.float32) for rng in rngs]
-            elif args.exploration == "action":
-                policies = [numpy_policy(learner.actor) for learner in learners]
-                noises = [exploration((CYCLE,), args.noise, reach, rng) for rng in rngs]
-            else:
-                policies = [
-                    noise.policy(stream.episode, buffer.latest(args.batch_size)[:, :obs_size])
-                    for noise, stream, buffer in zip(weight_noises, streams, buffers)
-                ]
-                noises = [np.zeros((CYCLE, len(reach)), np.float32)] * len(learners)
-            collected = list(pool.map(Stream.collect, streams, policies, noises))                 # Alg. 1, lines 3, 6
+        for cycle in range(CYCLES * iteration, CYCLES * (iteration + 1)):                         # Alg. 1, line 2
+            rngs = [np.random.default_rng([args.seed, i, cycle]) for i in range(number)]
+            acting = [each.policy_and_noise(cycle * CYCLE, *own) for each, *own in zip(explorations, streams, rngs)]
+            collected = list(pool.map(Stream.collect, streams, *zip(*acting)))                    # lines 3, 6
             for i, (rows, finished) in enumerate(collected):
                 returns[i] += finished
-                learners[i].actor.norm.absorb(rows[:, :obs_size])
+                learners[i].actor.norm.update(rows[:, :obs_size])
             if cycle * CYCLE < args.warm_up:
                 continue  # as in baselines.py, nothing is learned from random actions alone
             updates += args.updates
             for i, (learner, buffer, rng) in enumerate(zip(learners, buffers, rngs)):
-                drawn = torch.as_tensor(buffer.draw((args.updates, args.batch_size), rng), device=args.device)
-                if args.method == "dpd":
-                    peer, theirs = learners[1 - i], buffers[1 - i]
-                    states = theirs.draw((args.updates, DISTILLATION["ddpg"][1]), rng, among=RECENT)[..., :obs_size]
-                    states = torch.as_tensor(states, device=args.device)
-                for u, minibatch in enumerate(drawn.unbind()):
-                    told[i] += ddpg_update(learner, buffer.split(minibatch), compiled_update, args)  # lines 4, 7
-                    if args.method == "dpd":
-                        taught[i] += distil(learner, peer, states[u], compiled_distillation, args)   # lines 5, 8
-                weights = torch.cat([vector.detach() for vector in learner.vectors])
-                run.check_finite(CYCLE * (cycle + 1) * len(learners), i, told[i].tolist(), weights)
-        step = (iteration + 1) * interval * len(learners)
-        rows = []
+                minibatches = torch.as_tensor(buffer.sample((args.updates, args.batch_size), rng), device=args.device)
+                peer, theirs = learners[i - 1], buffers[i - 1]  # the other's; a learner alone is not taught
+                rows = theirs.sample((distill_steps, args.distill_batch), rng, among=args.distill_window)
+                states = torch.as_tensor(rows[..., :obs_size], device=args.device)
+                for minibatch, due in zip(minibatches.unbind(), spread(states, args.updates)):
+                    metrics[i] += learner.update(buffer.split(minibatch), args)                   # lines 4, 7
+                    for obs in due:
+                        lessons[i] += distil(learner, peer, obs, args)                            # lines 5, 8
         for i, (learner, stream) in enumerate(zip(learners, streams)):
-            losses, lessons = (told[i] / max(updates, 1)).tolist(), (taught[i] / max(updates, 1)).tolist()
-            ended = returns[i] or [stream.last_return]
-            rows.append({
-                "step": step, "agent": i,
-                "return": float(np.mean(ended)), "best_return": max(ended),  # the last one's if no episode ended
-                "critic_loss": losses[0], "value": losses[1],  # means over minibatches; value: Q(s, mu(s))
-                "distillation": lessons[0],  # Eq. (11), (12)
-                "peer_better": lessons[1],  # share of the peer's states in which its value is higher
-                "effective": lessons[2],  # share of them that counts, by their weights
-                "seconds": round(run.elapsed(), 3),  # wall clock
+            finished = returns[i] or [stream.last_return]
+            run.log(i, learner, {
+                "return": np.mean(finished), "best_return": max(finished),  # if no episode ended, the last one's
+                **dict(zip(DDPG_METRICS, (metrics[i] / max(updates, 1)).tolist())),  # means over the row's updates
+                **dict(zip(METRICS, (lessons[i] / max(updates, 1)).tolist())),
             })
-        finish_iteration(args, run, envs[len(learners) :], learners, parts, rows, iteration, iterations, evaluate_at, progress)
-    report(run, title)
+        finish_iteration(run, envs[number:], learners, args)
 
 
 def train_ppo(args):
-    run, title, envs, learners = begin(args)
-    if run.finished:
-        return report(run, title)
-    compiled_update, compiled_distillation = compiled(ppo_adam_step, args), compiled(distillation_step, args)
-    iterations = args.total_steps // (args.steps_per_iteration * len(learners))
-    evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
-    parts = {f"{name}{i}": part for i, learner in enumerate(learners) for name, part in learner.parts().items()}
-    first = run.resume(parts, args.steps_per_iteration * len(learners))
-    progress = Progress(*(n * args.steps_per_iteration * len(learners) for n in (iterations, first)))
-    pool = workers(args.threads)
+    """Algorithm 1 on PPO: both act, then one learns and then the other, repeat."""
+    run, args = Run(args, "dpd"), with_paper(args)  # the folder's name has only what was given
+    number = LEARNERS[args.method]
+    envs, pool = baselines.make_envs(args, max(args.threads, number)), baselines.workers(args.threads)
+    obs_size, action_size = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
+    learners = [PPOLearner(obs_size, action_size, args) for _ in range(number)]  # with different initialisations
+    steps, updates = baselines.steps_per_agent(args, 1), args.epochs * args.minibatches
 
-    for iteration in range(first, iterations):
-        rngs = [np.random.default_rng([args.seed, i, iteration]) for i in range(len(learners))]
+    distill_steps = args.distill_steps if number > 1 else 0  # for each iteration
+    parts = {f"agent{i}": learner for i, learner in enumerate(learners)}
+    for iteration in run.iterations(parts, steps * number):                                       # Alg. 1, line 2
+        rngs = [np.random.default_rng([args.seed, i, iteration]) for i in range(number)]
         domains = [sample_domain(args.eps_tr, rng, envs[0].position_draws) for rng in rngs]
         policies = [numpy_policy(learner.actor) for learner in learners]
         stds = [learner.actor.log_std.exp().detach().cpu().numpy() for learner in learners]
-        lengths = [args.steps_per_iteration] * len(learners)
-        rollouts = list(pool.map(rollout, envs, policies, stds, domains, lengths, rngs))          # Alg. 1, lines 3, 6
-        told, taught = ([torch.zeros(3, device=args.device) for _ in learners] for _ in range(2))
-        batches = [prepare(each.actor, each.reward_scale, [data], args.gamma) for each, data in zip(learners, rollouts)]
-        updates = args.epochs * args.minibatches if iteration > 0 else 0  # the first iteration only gathers statistics
-        for i, (learner, rng) in enumerate(zip(learners, rngs)):
-            batch = estimate(batches[i], learner.critic, learner.reward_scale, [rollouts[i]], args.gamma, args.gae_lambda)
-            if args.method == "dpd":
-                recent = rollouts[1 - i].obs[-RECENT:]
-                states = torch.as_tensor(recent[rng.integers(len(recent), size=(updates, DISTILLATION["ppo"][1]))])
-                states = states.to(args.device)
-            for u in range(updates):
-                if u % args.minibatches == 0:
-                    minibatches = shuffle(batch, args.minibatches, rng)
-                networks = learner.actor, learner.critic, learner.adam, learner.parameters
-                new, tells = compiled_update(*networks, minibatches[u % args.minibatches], args.clip, args.max_grad_norm)
-                learner.parameters.data.copy_(new)                                                # lines 4, 7
-                told[i] += tells
-                if args.method == "dpd":
-                    taught[i] += distil(learner, learners[1 - i], states[u], compiled_distillation, args)  # lines 5, 8
-        step = (iteration + 1) * args.steps_per_iteration * len(learners)
-        rows = []
+        rollouts = list(pool.map(rollout, envs, policies, stds, domains, [steps] * number, rngs))  # lines 3, 6
+        batches = [make_batch(learner, [data], args) for learner, data in zip(learners, rollouts)]
+        metrics = [torch.zeros(len(PPO_METRICS), device=args.device) for _ in learners]
+        lessons = [torch.zeros(len(METRICS), device=args.device) for _ in learners]
+        # The first iteration only gathers the normalisers' statistics: no step is taken on raw observations.
+        epochs = args.epochs if iteration > 0 else 0
+        for i, (learner, batch, rng) in enumerate(zip(learners, batches, rngs)):
+            peer, theirs = learners[i - 1], rollouts[i - 1].obs[-args.distill_window :]  # as in train_ddpg
+            rows = theirs[rng.integers(len(theirs), size=(distill_steps, args.distill_batch))]
+            states = torch.as_tensor(rows, device=args.device)
+            minibatches = [each for _ in range(epochs) for each in shuffle(batch, args.minibatches, rng)]
+            for minibatch, due in zip(minibatches, spread(states, updates)):
+                networks = learner.actor, learner.critic
+                metrics[i] += learner.optimiser.minimise(ppo_losses, *networks, minibatch, args)  # lines 4, 7
+                for obs in due:
+                    lessons[i] += distil(learner, peer, obs, args)                                # lines 5, 8
         for i, (learner, data) in enumerate(zip(learners, rollouts)):
-            learner.actor.norm.absorb(data.obs)  # only now: this data was collected, and used, with the old statistics
-            learner.critic.norm.absorb(data.obs)
-            losses, lessons = (told[i] / max(updates, 1)).tolist(), (taught[i] / max(updates, 1)).tolist()
-            run.check_finite(step, i, [*losses, *lessons, *data.returns], learner.parameters)
-            rows.append({
-                "step": step, "agent": i,
+            for network in (learner.actor, learner.critic):  # only now: the data was used with the old statistics
+                network.norm.update(data.obs)
+            unexplained = (batches[i].advantages.var() / (batches[i].targets.var() + 1e-8)).item()
+            run.log(i, learner, {
                 # Of this iteration's finished episodes; if there is none, of the one that was cut.
                 "return": data.returns.mean(), "best_return": data.returns.max(),
-                "surrogate": losses[0], "value_loss": losses[1], "log_std": losses[2],  # means over minibatches
-                "distillation": lessons[0],  # Eq. (11), (12)
-                "peer_better": lessons[1],  # share of the peer's states in which its value is higher
-                "effective": lessons[2],  # share of them that counts, by their weights
-                "seconds": round(run.elapsed(), 3),  # wall clock
+                **dict(zip(PPO_METRICS, (metrics[i] / updates).tolist())),  # means over minibatches; at first 0
+                **dict(zip(METRICS, (lessons[i] / max(distill_steps, 1)).tolist())),
+                "explained_variance": 1 - unexplained,  # of the targets, by the critic; 1 is best
             })
-        finish_iteration(args, run, envs[len(learners) :], learners, parts, rows, iteration, iterations, evaluate_at, progress)
-    report(run, title)
+        finish_iteration(run, envs, learners, args)
 
 
-def finish_iteration(args, run, envs, learners, parts, rows, iteration, iterations, evaluate_at, progress):
-    """Log, evaluate, save and show, where it is time."""
-    step = rows[0]["step"]
-    run.write("log.csv", rows)
-    if iteration + 1 in evaluate_at:
-        policies = [numpy_policy(learner.actor) for learner in learners]
-        run.write("eval.csv", evaluate(envs, policies, args.eps_te, args.eval_domains, step))
-        run.snapshot(step, [network for learner in learners for network in (learner.actor, learner.critic)])
-    if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
-        run.save(parts, iteration + 1, finished=iteration + 1 == iterations)
-    progress.show(step, float(np.mean([row["return"] for row in rows])))
+def finish_iteration(run, envs, learners, args):
+    """Evaluate and keep the networks, where it is time."""
+    if run.evaluation_due:
+        policies = {i: numpy_policy(learner.actor) for i, learner in enumerate(learners)}
+        run.write("eval.csv", evaluate(envs, policies, args.eps_te, args.eval_domains))
+        run.snapshot([network for learner in learners for network in (learner.actor, learner.critic)])
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Evaluation and figures
+# Figures
 # ---------------------------------------------------------------------------------------------------------
 
 
-def look_up(args, by: tuple[str, ...]) -> dict[tuple, list[Path]]:
-    """Finished runs with these settings, by method (and environment), and which command makes what is missing."""
-    found = find_runs(args, "dpd", by)
-    usual = {"alpha"} if args.alpha == ALPHA[args.base] else set()
-    for method in ("dpd", "vanilla"):
-        if method not in {key[by.index("method")] for key in found}:
-            settings = {"env": args.env, "base": args.base, "method": method, "total_steps": args.total_steps}
-            settings |= given(args, COMPARED - {"evaluations"} | usual) | {"method": method, "seeds": (0, 1, 2)}
-            print(f"no finished runs yet of what this command makes:\n    {as_command('dpd.py', settings)}")
-    if not found:
-        fail(f"nothing to draw below {args.runs}/")
-    return found
+def make_network(state: dict) -> nn.Module:
+    """A network for this state, which says what it is of."""
+    obs_size, inputs = len(state["norm.mean"]), state["net.0.weight"].shape[1]
+    if "action_scale" in state:
+        return DeterministicActor(obs_size, state["action_scale"].numpy())
+    if "log_std" in state:
+        return GaussianActor(obs_size, len(state["log_std"]))
+    return ActionCritic(obs_size, inputs - obs_size) if inputs > obs_size else ValueCritic(obs_size)
 
 
-def by_learner(path: Path, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (T,), and a column of log.csv of each learner (learners, T)."""
-    log = read_csv(path / "log.csv")
-    return np.unique(log["step"]), np.stack([log[column][log["agent"] == agent] for agent in np.unique(log["agent"])])
+def load_learners(run, step: int | None = None) -> list[tuple[nn.Module, nn.Module]]:
+    """Actor and critic of each learner of a run at this step; the last ones if None."""
+    networks = run.networks(make_network, step)
+    return list(zip(networks[::2], networks[1::2]))
+
+
+def load_policies(run) -> list:
+    """The last policies as functions obs (obs,) -> mean action (act,)."""
+    return [numpy_policy(actor) for actor, _ in load_learners(run)]
+
+
+def find_both(args) -> dict[str, dict[str, list]]:
+    """Finished runs by environment and method, of every environment that has one."""
+    names = baselines.environments(args, "dpd")
+    wanted = {f"{method}, {env}": {"env": env, "method": method} for env in names for method in LEARNERS}
+    found = baselines.select_runs(args, "dpd", wanted)
+    both = {env: {method: found[f"{method}, {env}"] for method in LEARNERS} for env in names}
+    return {env: runs for env, runs in both.items() if any(runs.values())}
+
+
+def better_curve(run):
+    """Steps (T,), and the return of the better learner at each (T,)."""
+    curves = [run.training_curve(agent=agent, rows=10) for agent in range(LEARNERS["dpd"])]
+    return curves[0][0], np.max([returns for _, returns in curves], axis=0)
 
 
 def figure_2(args):
-    """Learning curves, mean +- standard deviation over seeds, against the steps of both learners together."""
-    found = look_up(args, ("env", "method"))
-    environments = sorted({env for env, _ in found})
-    figure, axes = new_figure(columns=len(environments))
-    for axis, env in zip(axes, environments):
+    """Learning curves against the steps of all learners together."""
+    both = find_both(args)
+    figure, axes = baselines.new_figure(columns=len(both))
+    for axis, (env, runs) in zip(axes, both.items()):
+        baselines.plot_lines(axis, {
+            args.base: [run.training_curve() for run in runs["vanilla"]],
+            "dpd, mean of both": [run.training_curve(rows=10) for run in runs["dpd"]],
+            "dpd, better of both": [better_curve(run) for run in runs["dpd"]],
+        }, "environment steps, all learners", "training return")
         axis.set_title(env)
-        for index, (method, label, over_learners) in enumerate((
-            ("vanilla", args.base, np.mean), ("dpd", "dpd, mean of both", np.mean), ("dpd", "dpd, better of both", np.max),
-        )):
-            paths = found.get((env, method), [])
-            if paths:
-                steps = by_learner(paths[0], "return")[0]
-                agents, rows = (range(2), 10) if method == "dpd" else (range(1), 20)  # as many environment steps
-                of_all = [[training_curve(path, steps, agent, rows=rows) for agent in agents] for path in paths]
-                curves = over_learners(of_all, axis=1)
-                mean, std = np.mean(curves, axis=0), np.std(curves, axis=0)
-                axis.plot(steps, mean, color=COLOURS[index], linestyle=STYLES[index], label=with_seeds(label, len(paths)))
-                axis.fill_between(steps, mean - std, mean + std, color=COLOURS[index], alpha=0.15, linewidth=0)
-        millions(axis)
-        axis.set(xlabel="environment steps, all learners", ylabel="training return")
-        axis.legend(loc="best")
-    smoothed = "each point is a mean of 20 rows of the log, or of 10 of dpd's, which are twice as long"
-    explained = f"{args.base}; mean over seeds, +- standard deviation; {smoothed}"
-    figure.suptitle(textwrap.fill(explained, int(12 * figure.get_figwidth())), fontsize=10)
-    return figure
-
-
-def table_1(args):
-    """Mean and maximum episodic return, +- standard deviation over seeds, and what mean actions achieve at the end."""
-    found = look_up(args, ("env", "method"))
-    print(f"{args.base}, {args.total_steps:,} environment steps; +- is the standard deviation over seeds")
-    print(f"{'':18}{'method':10}{'seeds':>6}{'mean':>18}{'max':>18}{'mean actions':>18}{'better learner':>18}")
-    for (env, method), paths in found.items():
-        statistics = []
-        for path in paths:
-            steps, returns = by_learner(path, "return")
-            evaluation = read_csv(path / "eval.csv")
-            last = (evaluation["step"] == evaluation["step"].max()) & (evaluation["eps_te"] == min(args.eps_te))
-            final = [evaluation["return"][last & (evaluation["agent"] == agent)].mean() for agent in range(len(returns))]
-            late = returns[:, steps > 0.9 * steps[-1]]
-            statistics.append((late.mean(), by_learner(path, "best_return")[1].max(), np.mean(final), np.max(final)))
-        cells = [f"{np.mean(each):.0f} +- {np.std(each):.0f}" for each in zip(*statistics)]
-        print(f"{env:18}{method:10}{len(paths):>6}" + "".join(f"{cell:>18}" for cell in cells))
-    print("mean: training return, mean of the log's rows in the last tenth of training; max: the best episode of training;")
-    print("mean actions: return in held-out domains at the smallest eps_te, mean over learners; better learner: of the better")
-
-
-def networks_of(path: Path, step: int) -> list[tuple[nn.Module, nn.Module]]:
-    """Actor and critic of each DDPG learner of a run at this step."""
-    states = torch.load(path / f"policies-{step}.pt", weights_only=True, map_location="cpu")
-    networks = []
-    for actor_state, critic_state in zip(states[::2], states[1::2]):
-        obs_size, reach = len(actor_state["norm.mean"]), actor_state["reach"].numpy()
-        networks.append((DeterministicActor(obs_size, reach), ActionCritic(obs_size, len(reach))))
-        for network, state in zip(networks[-1], (actor_state, critic_state)):
-            network.load_state_dict(state)
-    return networks
+    smoothed = "a point is a mean of 20 rows of the log, or of 10 of dpd's, which are twice as long"
+    return figure, f"{args.base}; mean over seeds, 95 % bootstrap interval; {smoothed}"
 
 
 @torch.no_grad()
 def figure_3(args):
     """Values of ten states and distances between actions in a hundred, early, in the middle and late: two learners that
     teach each other beside two that do not know of each other (two seeds of vanilla DDPG), all of the same age."""
-    if args.base != "ddpg":
-        fail("--figure 3 is of DDPG")
-    found = look_up(args, ("method",))
-    if len(found) < 2 or len(found["vanilla",]) < 2:
-        fail("--figure 3 needs a run of dpd and two seeds of vanilla")
-    together, alone, other = found["dpd",][0], *found["vanilla",][:2]
-    last = networks_of(alone, max(steps_of(alone)))[0][0]
-    env = make_envs(args, 1)[0]
-    rng = np.random.default_rng(args.seed)
-    visited = rollout(env, numpy_policy(last), np.zeros_like(env.action_space.high), sample_domain(0, rng), 2000, rng).obs
+    found = baselines.select_runs(args, "dpd", {method: {"method": method, "base": "ddpg"} for method in LEARNERS})
+    if not found["dpd"] or len(found["vanilla"]) < 2:
+        baselines.fail("--figure 3 needs a run of dpd and two seeds of vanilla, on DDPG")
+    together, alone, other = found["dpd"][0], *found["vanilla"][:2]
+    env, rng = baselines.make_envs(args, 1)[0], np.random.default_rng(args.seed)
+    still = np.zeros_like(env.action_space.high)
+    visited = rollout(env, load_policies(alone)[0], still, sample_domain(0, rng), 2000, rng).obs
     states = torch.as_tensor(rng.permutation(visited)[:100])
-    steps = steps_of(together)
-    kept = set(steps_of(alone)) & set(steps_of(other))
-    ages = {step: min(kept, key=lambda age: abs(age - step / 2)) for step in steps}  # of each of two, and of one alone
+
+    steps, kept = together.steps(), set(alone.steps()) & set(other.steps())
+    # Two learners have made half of the steps each: a learner alone is of their age when it has made half as many.
+    ages = {step: min(kept, key=lambda age: abs(age - step / 2)) for step in steps}
     exact = [step for step in steps if ages[step] == step / 2]
     steps = exact if len(exact) > 2 else steps
-    figure, axes = new_figure(columns=3, rows=2)
-    for column, (when, step) in enumerate(zip(("early", "middle", "late"), (steps[0], steps[len(steps) // 2], steps[-1]))):
-        pairs = {
-            "DPD": networks_of(together, step),
-            "DDPG": [networks_of(path, ages[step])[0] for path in (alone, other)],
-        }
-        top, bottom = axes[column], axes[column + 3]
-        for index, (name, networks) in enumerate(pairs.items()):
-            for i, (actor, critic) in enumerate(networks):
-                style = {"color": COLOURS[index], "linestyle": STYLES[i], "marker": "o", "markersize": 3}
-                top.plot(range(1, 11), state_value(actor, critic, states[:10]), label=f"{name}-{i + 1}", **style)
-            distances = (networks[0][0](states) - networks[1][0](states)).norm(dim=1)
-            bottom.plot(range(1, 101), distances, color=COLOURS[index], linewidth=0.7, alpha=0.6)
-            label = f"{name}, mean {distances.mean():.2f}"
-            bottom.axhline(distances.mean(), color=COLOURS[index], linestyle=STYLES[index], label=label)
-        top.set(title=f"{when}: {step // 2:,} steps of each learner", xlabel="state", ylabel="Q(s, mu(s))")
-        if ages[step] != step / 2:
-            top.set_title(f"{when}: DPD {step // 2:,}, DDPG {ages[step]:,} steps")
-        bottom.set(xlabel="state", ylabel="distance between the two learners' actions")
-        for axis in (top, bottom):
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, fontsize=8)  # below: it covers nothing
-    figure.suptitle(f"{args.env}; states of a trained DDPG", fontsize=10)
-    return figure
+    figure, axes = baselines.new_figure(columns=3, rows=2)
+    stages = zip(("early", "middle", "late"), (steps[0], steps[len(steps) // 2], steps[-1]), axes[:3], axes[3:])
+    for when, step, top, bottom in stages:
+        apart = [load_learners(run, ages[step])[0] for run in (alone, other)]
+        pairs, values, distances = {"DPD": load_learners(together, step), "DDPG": apart}, {}, {}
+        for i in range(2):
+            for name, learners in pairs.items():
+                actor, critic = learners[i]
+                values[f"{name}-{i + 1}"] = [(np.arange(1, 11), critic(states[:10], actor(states[:10])).numpy())]
+        for name, ((actor, _), (other_actor, _)) in pairs.items():
+            far = (actor(states) - other_actor(states)).norm(dim=1).numpy()
+            distances[f"{name}, mean {far.mean():.2f}"] = [(np.arange(1, 101), far)]
+        baselines.plot_lines(top, values, "state", "Q(s, mu(s))", seeds=False, marker="o", markersize=3)
+        baselines.plot_lines(bottom, distances, "state", "distance between actions", seeds=False, linewidth=0.8)
+        same = f"{when}: {step // 2:,} steps of each learner"
+        title = same if ages[step] == step / 2 else f"{when}: DPD {step // 2:,}, DDPG {ages[step]:,} steps"
+        top.set_title(title)
+    return figure, f"{args.env}; states of a trained DDPG"
 
 
-def draw_figure(args):
-    """A figure of the paper from all finished runs whose settings are those of this command line."""
-    figure = {"2": figure_2, "3": figure_3}[args.figure](args)
-    path = Path(args.runs) / f"dpd-figure-{args.figure}.png"
-    save_figure(figure, path)
-    print(f"figure: {path}")
+def table_1(args):
+    """Mean and maximum episodic return, +- standard deviation over seeds, and what mean actions achieve at the end."""
+    both = find_both(args)
+    print(f"{args.base}, {args.total_steps:,} environment steps; +- is the standard deviation over seeds")
+    print(f"{'':18}{'method':10}{'seeds':>6}{'mean':>18}{'max':>18}{'mean actions':>18}{'better learner':>18}")
+    cases = [(env, method, runs) for env, found in both.items() for method, runs in found.items() if runs]
+    for env, method, runs in cases:
+        statistics = []
+        for run in runs:
+            log, evaluation = run.table("log.csv"), run.table("eval.csv")
+            late = log["return"][log["step"] > 0.9 * log["step"].max()]
+            last = (evaluation["step"] == evaluation["step"].max()) & (evaluation["eps_te"] == min(args.eps_te))
+            final = [evaluation["return"][last & (evaluation["agent"] == i)].mean() for i in range(LEARNERS[method])]
+            statistics.append((late.mean(), log["best_return"].max(), np.mean(final), np.max(final)))
+        cells = [f"{np.mean(each):.0f} +- {np.std(each):.0f}" for each in zip(*statistics)]
+        print(f"{env:18}{method:10}{len(runs):>6}" + "".join(f"{cell:>18}" for cell in cells))
+    print("mean: training return, mean of the log's rows in the last tenth of training; max: best episode of training;")
+    print("mean actions: return in held-out domains at the smallest eps_te, mean over learners, then of the better one")
 
 
-def main():
-    args = parse_args(Args, __doc__.splitlines()[0])
-    if args.alpha is None:
-        args.alpha = ALPHA[args.base]
-    if not 0 <= args.alpha < math.inf:
-        fail("--alpha must neither be negative nor infinite")
-    interval = CYCLE * CYCLES if args.base == "ddpg" else args.steps_per_iteration
-    check_args(args, steps=interval * (2 if args.method == "dpd" else 1))
-    if args.base == "ddpg":
-        check_buffer_args(args, interval, learners=2 if args.method == "dpd" else 1)
+def train(args):
+    """Algorithm 1, on the base that was chosen; or the table that was asked for instead."""
     if args.table:
         table_1(args)
-    elif args.figure:
-        draw_figure(args)
-    elif args.seeds:
-        make_envs(args, 1)  # what is wrong with it is said once, not by each seed
-        run_seeds(args.seeds, args.jobs)
     else:
         {"ddpg": train_ddpg, "ppo": train_ppo}[args.base](args)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        fail("stopped; the same command, without --overwrite, goes on from the last checkpoint", status=130)
+    baselines.launch(Args, train, {"2": figure_2, "3": figure_3}, load_policies)

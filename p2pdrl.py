@@ -1,7 +1,8 @@
 """P2PDRL: peer-to-peer distillation for reinforcement learning under domain randomisation.
 
-    Zhao and Hospedales, "Robust Domain Randomised Reinforcement Learning through Peer-to-Peer Distillation"
-    (2020), and its workshop version, "Peer-to-Peer Policy Distillation" (NeurIPS 2020 workshop).
+    Zhao and Hospedales, "Robust Domain Randomised Reinforcement Learning through Peer-to-Peer Distillation". The
+    workshop version is arXiv 2012.04839 (Deep RL Workshop, NeurIPS 2020); the full version, to which sections, tables
+    and figures here refer, is ACML 2021 (PMLR 157).
 
 The idea
 --------
@@ -13,10 +14,10 @@ through this term alone; no data is exchanged, there is no central policy, and e
     code                    | paper               | shape
     agents                  | K                   |
     domain                  | xi_i ~ Xi           | five numbers, see randomised_envs.py
-    eps_tr, eps_te          | strength of Xi      |
+    eps_tr, eps_te          | range of Xi         |
     actor, critic           | theta_i, phi_i      |
     batch                   | tau_i, B_i          | N steps of agent i in domain xi_i
-    ratio                   | r(t)                | (N,)
+    log_ratio               | log r(t)            | (N,)
     advantages              | A_{t,xi_i}          | (N,)
     targets                 | V^targ              | (N,)
     alpha, clip             | alpha, epsilon      |
@@ -25,21 +26,22 @@ through this term alone; no data is exchanged, there is no central policy, and e
     L_dis(theta_i)  = 1/(K-1) sum_{k != i} E[ KL(pi_theta_i(.|s) || pi_theta_k(.|s)) ]                Eq. (3)
     L(theta_i)      = L_PPO + alpha L_dis          (with the sign of Eq. (2) turned: minimised)       Eq. (4)
 
-What it is compared with (Sec. 4.2): the same loop, other company
-----------------------------------------------------------------
-    --method        | learns                 | and stays close to                | then
-    p2pdrl          | K agents, one domain   | every peer, on its own states     |
-                    | each                   |                                   |
-    ppo             | one, from the union of |                                   |
-                    | all K domains' data    |                                   |
-    distributed-ppo | one, from the mean of  |                                   |
-                    | K workers' gradients   |                                   |
-    self-kl         | like ppo               | itself, before this iteration     |
-    distral         | K agents               | a centre, on its own states       | at each step, the centre is
-                    |                        |                                   | drawn to the agents
-    dnc             | K agents               | every peer, on the peer's states, | after each iteration, the centre is
-                    |                        | KL in both directions             | fitted to the agents, which now
-                    |                        |                                   | and then start again from it
+What it is compared with (Sec. 4.2, 4.4): the same loop, other data and other peers
+----------------------------------------------------------------------------------
+    --method        | learns                      | and stays close to                | then
+    p2pdrl          | K agents, one domain each   | every peer, on its own states     |
+    ppo             | one, K rollouts in one      |                                   |
+                    | domain                      |                                   |
+    ppo-union       | one, a rollout in each of   |                                   |
+                    | K domains (the workshop's)  |                                   |
+    distributed-ppo | one, the mean gradient of   |                                   |
+                    | K workers, a domain each    |                                   |
+    self-kl         | like ppo                    | itself, before this iteration     |
+    distral         | K agents, one domain each   | a central policy, on the agent's  | after each step, the central
+                    |                             | own states                        | policy takes one towards them
+    dnc             | K agents, one domain each   | every peer, on the peer's states, | after each iteration, a central
+                    |                             | KL in both directions             | policy is fitted to the agents;
+                    |                             |                                   | at times they restart from it
 
     L_reg(theta)    = E[ KL(pi_theta(.|s) || pi_theta_old(.|s)) ]                           self-kl, Sec. 4.4
 
@@ -51,24 +53,27 @@ Where this differs from, or completes, the paper
   running standard deviation of the discounted return, gradient norm at most .5 (actor and critic apart),
   constant learning rate, orthogonal initialisation (gain sqrt 2; .01 and 1 for the heads), standard deviations
   independent of the state and starting at 1, advantages normalised per minibatch, neither value clipping nor
-  entropy bonus, Adam's epsilon 1e-5.
-* Line 14 stands in the innermost loop; here targets and advantages are computed anew for each epoch, with the critic
-  as it then is. The methods with one learner compute them once for each iteration, as in the PPO paper. Which is better
-  was not established: what was tried (see the README) lies within the differences between seeds.
+  entropy bonus, Adam's epsilon 1e-5. Neither version states its total of steps.
+* An iteration has 32 minibatches (Table 2); the workshop's have 64 steps each. For K = 2 this is the same.
+* Line 14 recomputes V^targ for each minibatch. Here targets and advantages are computed anew for each epoch, with the
+  critic as it then is. The methods with one learner compute them once for each iteration, as in the PPO paper. Which is
+  better was not established: what was tried (see the README) lies within the differences between seeds.
 * Time limits and the end of the batch are not deaths: the future is bootstrapped there. Every iteration begins with a
-  reset. Actions are clipped to the robot's range by the environment only; their densities are of the unclipped ones.
-* PPO is trained on the union of the K domains' data (the workshop version; `--agents 1` is the full version's
-  one domain for each iteration). Self-KL likewise, with PPO's learning rate.
-* Distributed PPO: the mean of the workers' gradients is scaled to the maximum norm, not each of them.
-* Distral and DnC are described in a sentence each. Distral's centre minimises, at each step, the mean over agents
-  of KL(agent || centre) on the agents' states. DnC follows its authors' code in the penalty (both directions of
-  the KL halved and added, mean over peers), the period (R = 50, `--reset-every`), the passes of the centre (one
-  for each iteration, 30 before agents restart) and the restart (all but the standard deviations); its centre
+  reset. Training returns are means over finished episodes; an episode that this reset cuts is none.
+  Actions are clipped to the robot's range by the environment only; their densities are of the unclipped ones.
+* PPO's rollouts of an iteration share one domain ("randomly samples a domain", Sec. 4.2). There are K of them, so that
+  it has as much data as the cohort. Self-KL has the same data and P2PDRL's learning rate: only the KL's target differs.
+* Distributed PPO: the gradient is that of the workers' joined minibatches, with advantages normalised for each worker;
+  its norm is limited, not that of each worker's.
+* Distral and DnC are described in a sentence each. Distral's central policy minimises, at each step, the mean over
+  agents of KL(agent || central) on the agents' states. DnC follows its authors' code in the penalty (both directions of
+  the KL halved and added, mean over peers), the period (R = 50, `--reset-every`), the passes of the central policy (one
+  for each iteration, 30 before agents restart) and the restart (all but the standard deviations); its central policy
   minimises the same KL as Distral's and does no reinforcement learning of its own. Agents start again with the
-  centre's observation statistics, without which its weights would mean something else.
-* The paper does not say which peer it evaluates. All are evaluated here (of Distral and DnC the centre), with mean
-  actions, in held-out domains that are the same for every run; figures show the mean over peers (Figure 5 the first).
-  The paper's one "pre-defined testing domain" is ten domains at eps_te = .5 here, as it says for Figures 2 and 6.
+  central policy's observation statistics, without which its weights would mean something else.
+* The paper does not say which peer it evaluates. All are evaluated here (of Distral and DnC the central policy), with
+  mean actions, in held-out domains that are the same for every run; figures show the mean over peers (Figure 5 the
+  first). The paper's one "pre-defined testing domain" is ten domains at eps_te = .5 here, as it says for Figure 2.
 * The variance of the gradient is that of one agent's share of the iteration's steps.
 * The initial position, read literally, cannot change a return; see `--init` and randomised_envs.py.
 
@@ -82,46 +87,57 @@ To use it elsewhere, copy p2pdrl.py, baselines.py and randomised_envs.py.
 """
 
 import copy
-import json
 import math
-import os
-import sys
-import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import mujoco
 import numpy as np
 import torch
 from torch import nn
 
 from baselines import (
-    CENTRE, COLOURS, COMPARED, Adam, Progress, Rollout, Run, RunningNorm, as_command, check_args, compiled,
-    discounted_sums, draw_run, episode_returns, evaluate, fail, find_runs, gae, given, held_out_domains, make_envs,
-    millions, new_figure, numpy_policy, one_vector, parse_args, plot_interval, read_csv, report, rollout, run_seeds,
-    save_figure, set_up_torch, steps_of, test_curve, test_returns, training_curve, with_seeds, workers,
+    CENTRAL, Optimiser, Run, RunArgs, RunningNorm, compute_advantages, environments, episode_returns, evaluate, fail,
+    launch, make_batch, make_envs, new_figure, numpy_policy, plot_lines, rollout, select_runs, steps_per_agent, workers,
 )
 from randomised_envs import Domain, sample_domain
 
-LEARNING_RATE = {  # App. A.2, by method
-    "p2pdrl": 1e-4, "ppo": 3e-4, "distributed-ppo": 3e-4, "self-kl": 3e-4, "distral": 1e-4, "dnc": 1e-4,
-}  # fmt: skip
+
+class Method(NamedTuple):
+    """A row of the table in the docstring above; the loop reads it."""
+
+    learning_rate: float  # App. A.2
+    data: str  # "own": a rollout for each of K learners; one learner has all K, "one domain", "union" or of "workers"
+    peers: str = "none"  # whom it stays close to: "others", "itself" before this iteration, the "central" policy
+    states: str = "own"  # where
+    central: str = "none"  # a central policy learns after each "minibatch" or each "iteration"
+
+    @property
+    def one_learner(self) -> bool:
+        return self.data != "own"
+
+
+METHODS = {
+    "p2pdrl": Method(1e-4, data="own", peers="others"),
+    "ppo": Method(3e-4, data="one domain"),
+    "ppo-union": Method(3e-4, data="union"),
+    "distributed-ppo": Method(3e-4, data="workers"),
+    "self-kl": Method(1e-4, data="one domain", peers="itself"),
+    "distral": Method(1e-4, data="own", peers="central", central="minibatch"),
+    "dnc": Method(1e-4, data="own", peers="others", states="peers", central="iteration"),
+}
 
 
 @dataclass
-class Args:
+class Args(RunArgs):
     # environment
     env: str = "Walker2d-v4"  # a Gymnasium MuJoCo environment
-    xml_file: str = ""  # an MJCF file of your own in place of the environment's (v5 environments)
-    eps_tr: float = 0.2  # strength of the randomisation in training, in [0, 1] (Sec. 4.3)
-    init: Literal["root", "joints"] = "root"  # what Table 1's initial position moves
+    eps_tr: float = 0.2  # randomisation level in training, in [0, 1] (Sec. 4.3)
 
     # cohort
-    method: Literal["p2pdrl", "ppo", "distributed-ppo", "self-kl", "distral", "dnc"] = "p2pdrl"  # who learns from whom
-    agents: int = 2  # K: agents, and domains at a time
+    method: Literal[tuple(METHODS)] = "p2pdrl"  # who learns from whom
+    agents: int = 2  # K: agents (of ppo: rollouts) at a time
     alpha: float = 1.0  # weight of the distillation loss (App. A.2)
-    reset_every: int = 50  # R: iterations after which DnC's agents start again from their centre
+    reset_every: int = 50  # R: iterations after which DnC's agents start again from their central policy
 
     # PPO (App. A.2, Table 2)
     total_steps: int = 2_000_000  # environment steps, summed over agents
@@ -135,23 +151,9 @@ class Args:
     entropy_coef: float = 0.0  # weight of an entropy bonus
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
 
-    # evaluation
-    eps_te: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # strengths of the test domains
-    eval_domains: int = 10  # held-out domains for each strength, one episode in each
+    # log
     evaluations: int = 4  # evenly spaced over training, the last one at its end
-
     gradient_variance: bool = False  # log the variance of the actor's gradient in each iteration (Fig. 8b, c)
-
-    # run
-    seed: int = 0  # of everything random
-    seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
-    jobs: int = 2  # how many of these at a time
-    threads: int = 0  # for the environments; 0: one for each core
-    device: str = "cpu"  # of the networks: cpu or cuda
-    compile: bool = True  # compile the gradient computation where a C++ compiler is found
-    checkpoint_every: int = 10  # iterations between checkpoints
-    runs: str = "runs"  # folder of all runs
-    overwrite: bool = False  # start anew instead of resuming
 
     # instead of training
     figure: Literal["", "2", "3", "4", "5", "6", "7", "8a", "8bc", "9", "map"] = ""  # draw it from the runs that exist
@@ -172,17 +174,19 @@ def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
     return layer
 
 
+def tanh_network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
+    """Two hidden layers of 64 tanh; gain: of the last layer's weights."""
+    first, second = linear(inputs, 64, math.sqrt(2)), linear(64, 64, math.sqrt(2))
+    return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), linear(64, outputs, gain))
+
+
 class GaussianActor(nn.Module):
     """pi_theta(a|s) = Normal(mean(s), std), from raw observations: the normaliser is part of the policy."""
 
     def __init__(self, obs_size: int, action_size: int):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
-        self.net = nn.Sequential(
-            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(),
-            linear(64, 64, math.sqrt(2)), nn.Tanh(),
-            linear(64, action_size, 0.01),
-        )
+        self.net = tanh_network(obs_size, action_size, gain=0.01)
         self.log_std = nn.Parameter(torch.zeros(action_size))
 
     def forward(self, obs):  # (N, obs) -> mean (N, act), log_std (act,)
@@ -195,11 +199,7 @@ class ValueCritic(nn.Module):
     def __init__(self, obs_size: int):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
-        self.net = nn.Sequential(
-            linear(obs_size, 64, math.sqrt(2)), nn.Tanh(),
-            linear(64, 64, math.sqrt(2)), nn.Tanh(),
-            linear(64, 1, 1.0),
-        )
+        self.net = tanh_network(obs_size, 1, gain=1.0)
 
     def forward(self, obs):  # (N, obs) -> (N,)
         return self.net(self.norm(obs)).squeeze(-1)
@@ -210,16 +210,6 @@ class ValueCritic(nn.Module):
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Batch(NamedTuple):
-    """N steps of one agent in its own domain(s)."""
-
-    obs: torch.Tensor  # (N, obs)
-    actions: torch.Tensor  # (N, act)
-    log_probs: torch.Tensor  # (N,) log pi_theta_old(a|s)
-    advantages: torch.Tensor  # (N,)
-    targets: torch.Tensor  # (N,) V^targ
-
-
 def gaussian_log_prob(mean, log_std, actions):
     """log Normal(actions; mean, exp(log_std)), summed over action dimensions: (N, act) -> (N,)."""
     return (-0.5 * ((actions - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -227,21 +217,22 @@ def gaussian_log_prob(mean, log_std, actions):
 
 def gaussian_kl(mean, log_std, other_mean, other_log_std):
     """KL(Normal(mean, std) || Normal(other_mean, other_std)), summed over action dimensions: (N, act) -> (N,)."""
-    ratio = (2 * (log_std - other_log_std)).exp()
-    return (0.5 * (ratio + ((mean - other_mean) / other_log_std.exp()) ** 2 - 1) + other_log_std - log_std).sum(-1)
+    variances = (2 * (log_std - other_log_std)).exp()  # (act,) the first's in units of the other's
+    return (0.5 * (variances + ((mean - other_mean) / other_log_std.exp()) ** 2 - 1) + other_log_std - log_std).sum(-1)
 
 
-def ppo_loss(policy, batch, clip):                                                                      # Eq. (2)
-    """Clipped surrogate, negated: to be minimised. Scalar."""
-    ratio = (gaussian_log_prob(*policy, batch.actions) - batch.log_probs).exp()                         # (N,)
-    assert ratio.shape == batch.advantages.shape
-    return -torch.min(ratio * batch.advantages, ratio.clamp(1 - clip, 1 + clip) * batch.advantages).mean()
+def ppo_loss(log_ratio, advantages, clip):                                                              # Eq. (2)
+    """Clipped surrogate, negated: to be minimised. (N,), (N,) -> scalar"""
+    assert log_ratio.shape == advantages.shape
+    ratio = log_ratio.exp()
+    return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
 
 
 def distillation_loss(policy, peers, obs):                                                              # Eq. (3)
-    """Mean over peers of KL(own || peer) on the agent's own states. Peers get no gradient. Scalar.
+    """Mean over peers of KL(own || peer) on the agent's own states (N, obs). Peers get no gradient. Scalar.
 
-    Distral's only peer is the centre; that of self-kl is the policy as it was before the iteration.
+    policy: (mean, log_std) of the agent there. Distral's only peer is the central policy; that of self-kl is the policy
+    as it was before the iteration.
     """
     divergences = [gaussian_kl(*policy, *(x.detach() for x in peer(obs))).mean() for peer in peers]
     return sum(divergences, torch.zeros((), device=obs.device)) / max(len(peers), 1)
@@ -256,19 +247,56 @@ def dnc_loss(actor, peers, peers_obs):
     return sum(divergences) / len(divergences)
 
 
-def centre_loss(centre, actors, all_obs):
-    """Distral and DnC: mean over agents of KL(agent || centre) on the agent's states. Agents get no gradient. Scalar."""
+def central_loss(central, actors, all_obs):
+    """Distral, DnC: mean over agents of KL(agent || central) on the agent's states. Agents get no gradient. Scalar."""
     divergences = [
-        gaussian_kl(*(x.detach() for x in actor(obs)), *centre(obs)).mean() for actor, obs in zip(actors, all_obs)
+        gaussian_kl(*(x.detach() for x in actor(obs)), *central(obs)).mean() for actor, obs in zip(actors, all_obs)
     ]
     return sum(divergences) / len(divergences)
 
 
-def value_loss(critic, batch):                                                                          # Alg. 1, line 15
-    """Mean square error of the critic. Scalar."""
-    values = critic(batch.obs)
-    assert values.shape == batch.targets.shape
-    return ((values - batch.targets) ** 2).mean()
+def value_loss(values, targets):                                                                        # line 15
+    """Mean square error of the critic. (N,), (N,) -> scalar"""
+    assert values.shape == targets.shape
+    return ((values - targets) ** 2).mean()
+
+
+def normalise_advantages(advantages):
+    """Mean 0 and standard deviation 1 over the minibatch (N,)."""
+    spread = advantages.std() + 1e-8
+    return (advantages - advantages.mean()) / spread
+
+
+METRICS = (
+    "surrogate",  # Eq. (2), negated
+    "distillation",  # Eq. (3), or what the method has in its place: KL in nats
+    "value_loss",  # line 15, in units of scaled reward, squared
+    "entropy",  # of the policy, in nats
+    "approx_kl",  # KL(old || new) of this iteration's steps, estimated from the sampled actions
+    "clip_fraction",  # part of the steps whose ratio is clipped
+)
+
+
+def agent_losses(actor, critic, peers, peers_obs, batch, args):                                         # Eq. (4)
+    """Losses of an agent's actor and critic on a minibatch, and METRICS. peers_obs: for DnC (N, obs) of each peer."""
+    workers = args.agents if METHODS[args.method].data == "workers" else 1
+    advantages = [normalise_advantages(part) for part in batch.advantages.chunk(workers)]
+    policy = actor(batch.obs)  # once for both terms
+    log_ratio = gaussian_log_prob(*policy, batch.actions) - batch.log_probs
+    surrogate = ppo_loss(log_ratio, torch.cat(advantages) if workers > 1 else advantages[0], args.clip)
+    distillation = dnc_loss(actor, peers, peers_obs) if peers_obs else distillation_loss(policy, peers, batch.obs)
+    entropy = (actor.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+    actor_loss = surrogate + args.alpha * distillation - args.entropy_coef * entropy
+    critic_loss = value_loss(critic(batch.obs), batch.targets)
+    approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()
+    clip_fraction = ((log_ratio.exp() - 1).abs() > args.clip).float().mean()
+    metrics = torch.stack([surrogate, distillation, critic_loss, entropy, approx_kl, clip_fraction])
+    return (actor_loss, critic_loss), metrics.detach().unbind()
+
+
+def central_losses(central, actors, all_obs):
+    """The only loss of the central policy, without metrics."""
+    return (central_loss(central, actors, all_obs),), ()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -276,88 +304,77 @@ def value_loss(critic, batch):                                                  
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Agent:
-    """Actor theta_i, critic phi_i, their Adam, and the running scale of this agent's rewards."""
+class Agent(nn.Module):
+    """Actor theta_i, critic phi_i, their optimiser, and the running scale of this agent's rewards."""
 
-    def __init__(self, actor: GaussianActor, critic: ValueCritic, learning_rate: float):
-        self.actor, self.critic = actor, critic
-        self.reward_scale = RunningNorm(())
-        self.parameters = one_vector(actor, critic)
-        self.adam = Adam(self.parameters, learning_rate, eps=1e-5)
+    def __init__(self, actor: GaussianActor, critic: ValueCritic, learning_rate: float, args):
+        super().__init__()
+        self.actor, self.critic, self.reward_scale = actor, critic, RunningNorm(())
+        self.optimiser = Optimiser([actor, critic], learning_rate, args, eps=1e-5, max_grad_norm=args.max_grad_norm)
 
-    def restart(self, centre: GaussianActor):
-        """Act like the centre from now on, with standard deviations as they were (DnC)."""
-        state = centre.state_dict()
+    def update(self, peers, peers_obs, minibatch, args):                                                # lines 13, 15
+        """One step of Adam on theta_i and phi_i; the metrics."""
+        return self.optimiser.minimise(agent_losses, self.actor, self.critic, peers, peers_obs, minibatch, args)
+
+    def restart(self, central: GaussianActor):
+        """Act like the central policy from now on, with standard deviations as they were (DnC)."""
+        state = central.state_dict()
         del state["log_std"]
         self.actor.load_state_dict(state, strict=False)
 
 
-class Centre:
-    """The policy in the middle of Distral and DnC. It has no data of its own: it learns from the agents."""
+class Central(nn.Module):
+    """The central policy of Distral and DnC. It has no data of its own: it learns from the agents."""
 
-    def __init__(self, actor: GaussianActor, learning_rate: float):
+    def __init__(self, actor: GaussianActor, learning_rate: float, args):
+        super().__init__()
         self.actor = actor
-        self.parameters = one_vector(actor)
-        self.adam = Adam(self.parameters, learning_rate, eps=1e-5)
+        self.optimiser = Optimiser([actor], learning_rate, args, eps=1e-5, max_grad_norm=args.max_grad_norm)
+
+    def update(self, agents, minibatches):
+        """One step of Adam towards the agents, on a minibatch of each one's states."""
+        actors, all_obs = [agent.actor for agent in agents], [batch.obs for batch in minibatches]
+        self.optimiser.minimise(central_losses, self.actor, actors, all_obs)
 
 
-def clip_norm(gradient, max_norm):
-    """Scale a gradient so that its norm is at most max_norm."""
-    return gradient * (max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+def others(items, i: int) -> list:
+    """All items but number i."""
+    return [item for k, item in enumerate(items) if k != i]
 
 
-def gradient_of(loss, network):
-    """Gradient of a loss by a network's parameters, as one vector."""
-    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
+def shuffle(batch, minibatches: int, rngs: list[np.random.Generator]) -> list:
+    """The batch in random order, cut into equal minibatches.
 
-
-def gradients(actor, critic, peers, batch, peers_obs, clip, alpha, entropy_coef):
-    """Gradients of an agent's two losses on a minibatch, each as one vector, and what the log tells.
-
-    peers_obs: the peers' own minibatches of observations for DnC; empty for all others.
+    With an rng for each worker, whose steps stand together in the batch, each minibatch has as many of every worker.
     """
-    spread = batch.advantages.std() + 1e-8
-    batch = batch._replace(advantages=(batch.advantages - batch.advantages.mean()) / spread)
-    policy = actor(batch.obs)  # once for both losses
-    surrogate = ppo_loss(policy, batch, clip)
-    distillation = dnc_loss(actor, peers, peers_obs) if peers_obs else distillation_loss(policy, peers, batch.obs)
-    entropy = (actor.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
-    actor_loss = surrogate + alpha * distillation - entropy_coef * entropy                              # Eq. (4)
-    critic_loss = value_loss(critic, batch)
-    told = torch.stack([surrogate, distillation, critic_loss, entropy]).detach()
-    return gradient_of(actor_loss, actor), gradient_of(critic_loss, critic), told
+    steps = len(batch.obs) // len(rngs)
+    orders = [worker * steps + rng.permutation(steps) for worker, rng in enumerate(rngs)]
+    order = np.reshape(orders, (len(rngs), minibatches, -1)).swapaxes(0, 1).ravel()
+    columns = [column[torch.as_tensor(order, device=column.device)].chunk(minibatches) for column in batch]
+    return [batch._make(each) for each in zip(*columns)]
 
 
-def adam_step(actor, critic, adam, parameters, peers, batches, peers_obs, clip, alpha, entropy_coef, max_grad_norm):
-    """The vector of an agent's parameters after one step of Adam, and what the log tells. Compiled as one graph."""
-    each = [gradients(actor, critic, peers, batch, peers_obs, clip, alpha, entropy_coef) for batch in batches]
-    actor_gradient, critic_gradient, told = (sum(column) / len(each) for column in zip(*each))
-    gradient = torch.cat([clip_norm(actor_gradient, max_grad_norm), clip_norm(critic_gradient, max_grad_norm)])
-    return adam(parameters, gradient), told
+def shuffle_all(batches, rngs, args):
+    """Iterate over minibatches, one of each agent at a time."""
+    by_worker = METHODS[args.method].data == "workers"
+    return zip(*(shuffle(batch, args.minibatches, rngs if by_worker else [rng]) for batch, rng in zip(batches, rngs)))
 
 
-def update(agent, peers, batches, peers_obs, adam_step, args):                                          # lines 13, 15
-    """One step of Adam on theta_i and phi_i, along the mean gradient of the minibatches. `adam_step` may be compiled.
-
-    There is one minibatch, but for Distributed PPO one from each worker.
-    """
-    networks = agent.actor, agent.critic, agent.adam, agent.parameters
-    settings = args.clip, args.alpha, args.entropy_coef, args.max_grad_norm
-    new, told = adam_step(*networks, peers, batches, peers_obs, *settings)
-    agent.parameters.data.copy_(new)  # and with it both networks
-    return told
+def actor_gradient(agent, peers, peers_obs, minibatch, args):
+    """Gradient of Eq. (4) by theta_i, as one vector (n,)."""
+    (actor_loss, _), _ = agent_losses(agent.actor, agent.critic, peers, peers_obs, minibatch, args)
+    return torch.cat([each.flatten() for each in torch.autograd.grad(actor_loss, tuple(agent.actor.parameters()))])
 
 
-def centre_step(centre, adam, parameters, actors, all_obs, max_grad_norm):
-    """The vector of the centre's parameters after one step of Adam. Compiled as one graph."""
-    return adam(parameters, clip_norm(gradient_of(centre_loss(centre, actors, all_obs), centre), max_grad_norm))
-
-
-def update_centre(centre, actors, minibatches, centre_step, args):
-    """One step of Adam towards the agents, on a minibatch of each one's states. `centre_step` may be compiled."""
-    all_obs = [batch.obs for batch in minibatches]
-    new = centre_step(centre.actor, centre.adam, centre.parameters, actors, all_obs, args.max_grad_norm)
-    centre.parameters.data.copy_(new)
+def log_gradient_variance(agent, peers, peers_obs, batch, rng, args) -> float:
+    """log of the mean over theta of Var[gradient of Eq. (4)], over 64 minibatches of 64 steps (Sec. 4.4)."""
+    gradient = torch.compile(actor_gradient, fullgraph=True, dynamic=False) if args.compile else actor_gradient
+    samples = []
+    for _ in range(64):
+        rows = torch.as_tensor(rng.permutation(len(batch.obs))[:64], device=batch.obs.device)
+        minibatch = batch._make(column[rows] for column in batch)
+        samples.append(gradient(agent, peers, [obs[rows] for obs in peers_obs], minibatch, args))
+    return torch.stack(samples).var(0).mean().log().item()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -365,309 +382,164 @@ def update_centre(centre, actors, minibatches, centre_step, args):
 # ---------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def prepare(actor, reward_scale, rollouts: list[Rollout], gamma: float) -> Batch:
-    """Join rollouts to a batch, with the log-probabilities of their actions; `estimate` adds what is missing.
-
-    The scale of rewards takes these rollouts into account from now on.
-    """
-    for data in rollouts:
-        reward_scale.absorb(discounted_sums(data.rewards, data.ends, gamma))
-    device = actor.log_std.device
-    obs, actions = (
-        torch.as_tensor(np.concatenate(arrays), device=device)
-        for arrays in ([data.obs for data in rollouts], [data.actions for data in rollouts])
-    )
-    return Batch(obs, actions, gaussian_log_prob(*actor(obs), actions), None, None)
-
-
-@torch.no_grad()
-def estimate(batch: Batch, critic, reward_scale, rollouts: list[Rollout], gamma: float, gae_lambda: float) -> Batch:
-    """The batch of these rollouts with advantages and value targets by the present critic."""
-    device, scale = batch.obs.device, reward_scale.std().item()
-    advantages, targets = [], []
-    for data in rollouts:
-        last = data.ends.nonzero()[0]  # elsewhere the next observation is the following row, and is not valued twice
-        values, last_values = (
-            critic(torch.as_tensor(x, device=device)).cpu().numpy().astype(np.float64)
-            for x in (data.obs, data.next_obs[last])
-        )
-        next_values = np.roll(values, -1)
-        next_values[last] = last_values
-        advantages.append(gae(data.rewards / scale, values, next_values, data.terminated, data.ends, gamma, gae_lambda))
-        targets.append(advantages[-1] + values)
-    advantages, targets = (
-        torch.as_tensor(np.concatenate(arrays), dtype=torch.float32, device=device) for arrays in (advantages, targets)
-    )
-    return batch._replace(advantages=advantages, targets=targets)
-
-
-def shuffle(batch: Batch, minibatches: int, rng: np.random.Generator) -> list[Batch]:
-    """The batch in random order, cut into equal minibatches."""
-    order = torch.as_tensor(rng.permutation(len(batch.obs)), device=batch.obs.device)
-    size = len(batch.obs) // minibatches
-    return [Batch(*columns) for columns in zip(*(column[order].split(size) for column in batch))]
-
-
-def log_gradient_variance(agent, peers, batches, peers_obs, rng, compiled_gradients, args) -> float:
-    """log of the mean over theta of Var[gradient of Eq. (4)], over 64 minibatches of 64 steps (Sec. 4.4)."""
-    batch = Batch(*map(torch.cat, zip(*batches)))
-    samples = []
-    for _ in range(64):
-        rows = torch.as_tensor(rng.permutation(len(batch.obs))[:64], device=batch.obs.device)
-        minibatch = Batch(*(column[rows] for column in batch))
-        theirs = [obs[rows] for obs in peers_obs]
-        samples.append(compiled_gradients(
-            agent.actor, agent.critic, peers, minibatch, theirs, args.clip, args.alpha, args.entropy_coef
-        )[0])
-    return torch.stack(samples).var(0).mean().log().item()
-
-
 def train(args):
-    run = Run(args, "p2pdrl", args.method)
-    title = f"{args.method}, {args.env}, eps_tr = {args.eps_tr:g}, seed {args.seed}"
-    if run.finished:
-        print(f"{run.path} is finished: nothing to do (--overwrite starts anew)")
-        return report(run, title)
-    envs = make_envs(args, max(args.agents, args.threads))
-    set_up_torch(args)
-    compiled_step, compiled_centre_step = compiled(adam_step, args), compiled(centre_step, args)
-    compiled_gradients = compiled(gradients, args)
+    """Algorithm 1, and the methods that it is compared with."""
+    if args.agents < 2 and not METHODS[args.method].one_learner:
+        fail(f"--agents {args.agents}: {args.method} needs at least 2")
+    method, steps = METHODS[args.method], steps_per_agent(args, args.agents)
+    envs, pool = make_envs(args, max(args.agents, args.threads)), workers(args.threads)
+    obs_size, action_size = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
 
-    # Alg. 1, lines 2, 3: the same theta_0 and phi_0 for every agent.
-    actor = GaussianActor(envs[0].observation_space.shape[0], envs[0].action_space.shape[0]).to(args.device)
-    critic = ValueCritic(envs[0].observation_space.shape[0]).to(args.device)
-    learners = 1 if args.method in ("ppo", "distributed-ppo", "self-kl") else args.agents
-    cohort = [Agent(copy.deepcopy(actor), copy.deepcopy(critic), args.learning_rate) for _ in range(learners)]
-    actors = [agent.actor for agent in cohort]
-    centre = Centre(copy.deepcopy(actor), args.learning_rate) if args.method in ("distral", "dnc") else None
+    actor, critic = GaussianActor(obs_size, action_size), ValueCritic(obs_size)                         # lines 2, 3
+    learning_rate = args.learning_rate or method.learning_rate
+    old, central = copy.deepcopy(actor).to(args.device), Central(copy.deepcopy(actor), learning_rate, args)
+    learners = range(1 if method.one_learner else args.agents)
+    agents = [Agent(copy.deepcopy(actor), copy.deepcopy(critic), learning_rate, args) for _ in learners]
+    actors = [agent.actor for agent in agents]
+    peers = [
+        {"others": others(actors, i), "itself": [old], "central": [central.actor], "none": []}[method.peers]
+        for i in learners
+    ]
+    tested = dict(enumerate(actors)) if method.central == "none" else {CENTRAL: central.actor}
+    acting = actors * args.agents if method.one_learner else actors  # who acts in each of the K domains
 
-    # To whom each agent stays close.
-    before = copy.deepcopy(actor)  # theta_old: brought up to date at the start of each iteration
-    others = [[other for other in actors if other is not own] for own in actors]
-    company = {
-        "p2pdrl": others, "ppo": [[]], "distributed-ppo": [[]], "self-kl": [[before]],
-        "distral": [[centre and centre.actor]] * learners, "dnc": others,
-    }[args.method]  # fmt: skip
-
-    names = ("actor", "critic", "reward_scale", "adam")
-    parts = {f"{name}{i}": getattr(agent, name) for i, agent in enumerate(cohort) for name in names}
-    if centre:
-        parts |= {"centre": centre.actor, "centre_adam": centre.adam}
-    evaluated = [centre.actor] if centre else actors
-    steps_per_domain = args.steps_per_iteration // args.agents
-    iterations = args.total_steps // args.steps_per_iteration
-    evaluate_at = {round(iterations * i / args.evaluations) for i in range(1, args.evaluations + 1)}
-    first = run.resume(parts, args.steps_per_iteration)
-    progress = Progress(iterations * args.steps_per_iteration, first * args.steps_per_iteration)
-    pool = workers(args.threads)
-
-    for iteration in range(first, iterations):                                                          # Alg. 1, line 4
+    run = Run(args, "p2pdrl")
+    parts = {f"agent{i}": agent for i, agent in enumerate(agents)} | {"central": central}
+    for iteration in run.iterations(parts, steps * args.agents):                                        # line 4
         rngs = [np.random.default_rng([args.seed, i, iteration]) for i in range(args.agents)]           # line 5
         domains = [sample_domain(args.eps_tr, rng, envs[0].position_draws) for rng in rngs]             # line 6
-        acting = [actors[i % learners] for i in range(args.agents)]
+        domains = domains[:1] * args.agents if method.data == "one domain" else domains
         policies = [numpy_policy(actor) for actor in acting]
         stds = [actor.log_std.exp().detach().cpu().numpy() for actor in acting]
-        rollouts = list(pool.map(rollout, envs, policies, stds, domains, [steps_per_domain] * args.agents, rngs))  # line 7
-        before.load_state_dict(actors[0].state_dict())
+        rollouts = list(pool.map(rollout, envs, policies, stds, domains, [steps] * args.agents, rngs))  # line 7
+        data = [rollouts] if method.one_learner else [[each] for each in rollouts]  # of each learner
+        batches = list(pool.map(make_batch, agents, data, [args] * len(agents)))
+        old.load_state_dict(actors[0].state_dict())
 
-        # What each gradient is computed from: one domain's rollout, for PPO the union of all.
-        shares = [rollouts] if args.method in ("ppo", "self-kl") else [[data] for data in rollouts]
-        owners = [cohort[j % learners] for j in range(len(shares))]
-        batches = [prepare(agent.actor, agent.reward_scale, share, args.gamma) for agent, share in zip(owners, shares)]
-
-        def estimated():
-            discounts = args.gamma, args.gae_lambda
-            jobs = zip(batches, owners, shares)
-            return list(pool.map(lambda job: estimate(job[0], job[1].critic, job[1].reward_scale, job[2], *discounts), jobs))
-
-        def states_of_peers(minibatches, i):
-            return [batch.obs for k, batch in enumerate(minibatches) if k != i] if args.method == "dnc" else []
-
-        batches = estimated()
-        variances = [math.nan] * learners
         if args.gradient_variance:
-            for i, agent in enumerate(cohort):
+            variances = []
+            for i in learners:
                 rng = np.random.default_rng([args.seed, i, iteration, 1])
-                own, theirs = batches[i::learners], states_of_peers(batches, i)
-                variances[i] = log_gradient_variance(agent, company[i], own, theirs, rng, compiled_gradients, args)
+                theirs = [batch.obs for batch in others(batches, i)] if method.states == "peers" else []
+                variances.append(log_gradient_variance(agents[i], peers[i], theirs, batches[i], rng, args))
 
-        told = [torch.zeros(4, device=args.device) for _ in cohort]
+        metrics = [torch.zeros(len(METRICS), device=args.device) for _ in learners]
         # The first iteration only gathers the normalisers' statistics: no step is taken on raw observations.
         for epoch in range(args.epochs if iteration > 0 else 0):                                        # line 9
-            if epoch > 0 and learners > 1:
-                batches = estimated()                                                                   # line 14
-            shuffled = [shuffle(batch, args.minibatches, rng) for batch, rng in zip(batches, rngs)]
-            for minibatches in zip(*shuffled):                                                          # line 10
-                for i, agent in enumerate(cohort):                                                      # line 11
-                    own, theirs = minibatches[i::learners], states_of_peers(minibatches, i)             # line 12
-                    told[i] += update(agent, company[i], own, theirs, compiled_step, args)              # lines 13, 15
-                if args.method == "distral":
-                    update_centre(centre, actors, minibatches, compiled_centre_step, args)
+            if epoch > 0 and not method.one_learner:
+                estimates = pool.map(compute_advantages, agents, data, [args] * len(agents))            # line 14
+                batches = [batch._make([*batch[:3], *estimate]) for batch, estimate in zip(batches, estimates)]
+            for minibatches in shuffle_all(batches, rngs, args):                                        # line 10
+                for i in learners:                                                                      # lines 11, 12
+                    theirs = [batch.obs for batch in others(minibatches, i)] if method.states == "peers" else []
+                    metrics[i] += agents[i].update(peers[i], theirs, minibatches[i], args)              # lines 13, 15
+                if method.central == "minibatch":
+                    central.update(agents, minibatches)
 
-        if args.method == "dnc" and iteration > 0:
+        if method.central == "iteration" and iteration > 0:
             restart = (iteration + 1) % args.reset_every == 0
             for _ in range(30 if restart else 1):
-                for minibatches in zip(*(shuffle(batch, args.minibatches, rng) for batch, rng in zip(batches, rngs))):
-                    update_centre(centre, actors, minibatches, compiled_centre_step, args)
-            if restart:
-                for agent in cohort:
-                    agent.restart(centre.actor)
+                for minibatches in shuffle_all(batches, rngs, args):
+                    central.update(agents, minibatches)
+            for agent in agents if restart else ():
+                agent.restart(central.actor)
 
-        step = (iteration + 1) * args.steps_per_iteration
-        rows = []
-        for i, agent in enumerate(cohort):
-            own = rollouts[i::learners]
-            for data in own:  # only now: this data was collected, and used, with the old statistics
-                agent.actor.norm.absorb(data.obs)
-                agent.critic.norm.absorb(data.obs)
-            returns = np.concatenate([data.returns for data in own])
-            losses = (told[i] / (args.epochs * args.minibatches)).tolist()
-            run.check_finite(step, i, [*losses, *returns], agent.parameters)
-            rows.append({  # the losses are means over the iteration's minibatches, 0 in the first, which has none
-                "step": step, "agent": i,
+        for i, agent in enumerate(agents):
+            for each in data[i]:  # only now: this data was collected, and used, with the old statistics
+                agent.actor.norm.update(each.obs)
+                agent.critic.norm.update(each.obs)
+            returns = np.concatenate([each.returns for each in data[i]])
+            means = (metrics[i] / (args.epochs * args.minibatches)).tolist()
+            unexplained = (batches[i].advantages.var() / (batches[i].targets.var() + 1e-8)).item()
+            run.log(i, agent, {  # metrics are means over the iteration's minibatches, 0 in the first, which has none
                 "return": returns.mean(), "episodes": len(returns),  # of this iteration's finished episodes
-                "surrogate": losses[0],  # Eq. (2), negated
-                "distillation": losses[1],  # Eq. (3), or what the method has in its place: KL in nats
-                "value_loss": losses[2],  # line 15, in units of scaled reward, squared
-                "entropy": losses[3],  # of the policy, in nats
-                "gradient_variance": variances[i],  # its log, at the start of the iteration; nan if not asked for
-                "seconds": round(run.elapsed(), 3),  # wall clock
+                **dict(zip(METRICS, means)),
+                "explained_variance": 1 - unexplained,  # of the targets, by the critic
+                **({"gradient_variance": variances[i]} if args.gradient_variance else {}),  # its log
             })
-        if centre:
-            run.check_finite(step, "centre", [], centre.parameters)
-            for data in rollouts:
-                centre.actor.norm.absorb(data.obs)
-        run.write("log.csv", rows)
-        mean_return = float(np.mean([row["return"] for row in rows]))
-        if iteration == 0 or iteration + 1 in evaluate_at:
-            run.snapshot(step, evaluated)
-        if iteration + 1 in evaluate_at:
-            policies = [numpy_policy(actor) for actor in evaluated]
-            rows = evaluate(envs[: args.threads], policies, args.eps_te, args.eval_domains, step)
-            run.write("eval.csv", [row | {"agent": CENTRE} for row in rows] if centre else rows)
-            if iteration + 1 < iterations:  # the last one is drawn by report
-                draw_run(run.path, title)
-        if (iteration + 1) % args.checkpoint_every == 0 or iteration + 1 == iterations:
-            run.save(parts, iteration + 1, finished=iteration + 1 == iterations)
-        progress.show(step, mean_return)
-    report(run, title)
+        for each in rollouts:
+            central.actor.norm.update(each.obs)
+        if iteration == 0 or run.evaluation_due:
+            run.snapshot(list(tested.values()))
+        if run.evaluation_due:
+            policies = {i: numpy_policy(actor) for i, actor in tested.items()}
+            run.write("eval.csv", evaluate(envs[: args.threads], policies, args.eps_te, args.eval_domains))
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Evaluation and figures
+# Figures
 # ---------------------------------------------------------------------------------------------------------
 
+EPS_TEST = 0.5  # level of the "pre-defined" test domains of Figures 2, 5, 6 and 8a
+LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # eps_tr in Figures 2 and 6
 
-METHODS = list(LEARNING_RATE)  # in this order they have their colours
-EPS_TEST = 0.5  # strength of the "pre-defined" test domains of Figures 2, 5, 6 and 8a
 
-
-def policies_of(path: Path, step: int | None = None) -> list[GaussianActor]:
+def load_actors(run, step: int | None = None) -> list[GaussianActor]:
     """The policies that a run was evaluated with at this step; the last ones if None."""
-    actors = []
-    try:
-        step = max(steps_of(path)) if step is None else step
-        for state in torch.load(path / f"policies-{step}.pt", weights_only=True, map_location="cpu"):
-            actors.append(GaussianActor(len(state["norm.mean"]), len(state["log_std"])))
-            actors[-1].load_state_dict(state)
-    except Exception as error:  # whatever a missing or damaged file raises
-        fail(f"{path} has no policies to be read, or damaged ones ({type(error).__name__})")
-    return actors
+    return run.networks(lambda state: GaussianActor(len(state["norm.mean"]), len(state["log_std"])), step)
 
 
-def without_effect(method: str) -> list[str]:
-    """Settings that change nothing with this method."""
-    return ["alpha"] * (method in ("ppo", "distributed-ppo")) + ["reset_every"] * (method != "dnc")
+def load_policies(run) -> list:
+    """The last of them as functions obs (obs,) -> mean action (act,)."""
+    return [numpy_policy(actor) for actor in load_actors(run)]
 
 
-def look_up(args, wanted: list[dict]) -> dict[tuple, list[Path]]:
-    """Finished runs by the settings that `wanted` names, and for what is wanted but missing the command that makes it.
-
-    Settings that change nothing with a method are not asked of its runs.
-    """
-    by, some = tuple(wanted[0]), ("alpha", "reset_every")
-    found = {}
-    for key, paths in find_runs(args, "p2pdrl", by + some).items():
-        ignored = without_effect(key[by.index("method")])
-        if key[len(by) :] == tuple(getattr(Args if name in ignored else args, name) for name in some):
-            found[key[: len(by)]] = paths
-    missing = [flags for flags in wanted if tuple(flags.values()) not in found]
-    if missing:
-        print("no finished runs yet of what these commands make:")
-    for flags in missing:
-        flags = {"env": args.env, "eps_tr": args.eps_tr} | given(args, COMPARED | {"runs", *without_effect(flags["method"])}) | flags
-        # What is not in the name of a run's folder needs another folder above it.
-        apart = [name for name in flags if name not in ("env", "method", "eps_tr", "total_steps")]
-        names = (name + "-".join(f"{value}" for value in np.atleast_1d(flags[name])) for name in apart)
-        flags["runs"] = "/".join([args.runs, *names])
-        print("    " + as_command("p2pdrl.py", flags | {"seeds": (0, 1, 2)}))
-    if not found:
-        fail(f"nothing to draw below {args.runs}/")
-    return found
-
-
-def test_return(envs, path: Path, args) -> float:
+def test_return(envs, run, args) -> float:
     """Mean return over peers and held-out domains at EPS_TEST, mean actions, at the end of a run."""
-    policies = [numpy_policy(actor) for actor in policies_of(path)]
-    return float(np.mean([row["return"] for row in evaluate(envs, policies, (EPS_TEST,), args.eval_domains, 0)]))
+    policies = dict(enumerate(load_policies(run)))
+    return float(np.mean([row["return"] for row in evaluate(envs, policies, (EPS_TEST,), args.eval_domains)]))
 
 
-def learning_curves(axis, runs: dict[str, list[Path]]):
-    """Training return against steps, a line for each method."""
-    for name, paths in runs.items():
-        steps = np.unique(read_csv(paths[0] / "log.csv")["step"])
-        curves = np.stack([training_curve(path, steps) for path in paths])
-        plot_interval(axis, steps, curves, with_seeds(name, len(paths)), METHODS.index(name))
-    millions(axis)
-    axis.set_ylabel("training return")
+def runs_of(args, methods, **changes) -> dict[str, list]:
+    """Finished runs by method; those not asked for have none, so that a method has the same colour in every figure."""
+    found = select_runs(args, "p2pdrl", {method: {"method": method} | changes for method in methods})
+    return {method: found.get(method, []) for method in METHODS}
 
 
-def test_curves(axis, runs: dict[str, list[Path]]):
-    """Return in held-out domains against their strength, a line for each method."""
-    for name, paths in runs.items():
-        strengths, values = test_returns(paths[0])[0], np.stack([test_returns(path)[1] for path in paths])
-        plot_interval(axis, strengths, values, with_seeds(name, len(paths)), METHODS.index(name), marker="o", markersize=4)
-        print(f"{axis.get_title()} {name}, by seed: " + "; ".join(
-            f"eps_te {eps:g}: {' '.join(f'{value:.0f}' for value in column)}" for eps, column in zip(strengths, values.T)))
-    axis.set(xlabel="eps_te, strength of the randomisation", ylabel="return in held-out domains, mean action")
+def plot_training(axis, found, column: str = "return", ylabel: str = "training return"):
+    """A column of the log against steps, a line for each method."""
+    lines = {method: [run.training_curve(column) for run in runs] for method, runs in found.items()}
+    plot_lines(axis, lines, "environment steps, all agents", ylabel)
+
+
+def plot_test(axis, found):
+    """Return in held-out domains against their level, a line for each method; each seed's value as text."""
+    lines = {method: [run.test_returns() for run in runs] for method, runs in found.items()}
+    plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains, mean action", marker="o")
+    for method, curves in lines.items():
+        for eps, *values in zip(*curves[0][:1], *(returns for _, returns in curves)) if curves else ():
+            by_seed = " ".join(f"{value:.0f}" for value in values)
+            print(f"{axis.get_title()} {method}, eps_te {eps:g}, by seed: {by_seed}")
 
 
 def figures_3_and_4(args):
     """Learning curves, or test return against eps_te: a panel for each environment, methods side by side."""
-    methods = [method for method in METHODS if method != "self-kl"]  # that is Figure 7
-    found = look_up(args, [{"env": args.env, "method": method} for method in methods])
-    environments = sorted({env for env, _ in found})
-    figure, axes = new_figure(columns=len(environments))
-    for axis, env in zip(axes, environments):
+    names = environments(args, "p2pdrl")
+    figure, axes = new_figure(columns=len(names))
+    for axis, env in zip(axes, names):
         axis.set_title(env)
-        runs = {method: found[env, method] for method in methods if (env, method) in found}
-        (learning_curves if args.figure == "3" else test_curves)(axis, runs)
+        found = runs_of(args, [method for method in METHODS if method != "self-kl"], env=env)  # that is Figure 7
+        (plot_training if args.figure == "3" else plot_test)(axis, found)
     return figure, f"eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
 
 
 def figures_2_and_6(args):
     """Training return at the end, and test return at EPS_TEST, against eps_tr; Figure 2 of PPO alone."""
-    methods = ["ppo"] if args.figure == "2" else ["ppo", "p2pdrl"]
-    usual = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    found = look_up(args, [{"method": method, "eps_tr": eps} for method in methods for eps in usual])
-    figure, (left, right) = new_figure(columns=2)
+    methods = ["ppo", "ppo-union", "p2pdrl"][: 2 if args.figure == "2" else 3]
+    wanted = {f"{method}, eps_tr {eps:g}": {"method": method, "eps_tr": eps} for method in methods for eps in LEVELS}
+    found = select_runs(args, "p2pdrl", wanted)
     envs = make_envs(args, args.threads)
+    trained, tested = ({method: [] for method in METHODS} for _ in range(2))
     for method in methods:
-        strengths = sorted(eps for each, eps in found if each == method)
-        seeds = min((len(found[method, eps]) for eps in strengths), default=0)  # the same number for each strength
-        if not seeds:
-            continue
-        runs = [[found[method, eps][i] for eps in strengths] for i in range(seeds)]
-        trained = [[training_curve(path, read_csv(path / "log.csv")["step"][-1:])[0] for path in row] for row in runs]
-        tested = [[test_return(envs, path, args) for path in row] for row in runs]
-        for axis, values in ((left, trained), (right, tested)):
-            label, index = with_seeds(method, seeds), METHODS.index(method)
-            plot_interval(axis, strengths, np.array(values), label, index, marker="o", markersize=4)
-    left.set(title="training domains, last 20 iterations", ylabel="return, actions sampled")
-    right.set(title=f"held-out domains, eps_te = {EPS_TEST:g}", ylabel="return, mean action")
-    for axis in (left, right):
-        axis.set_xlabel("eps_tr, strength of the randomisation in training")
+        levels = [eps for eps in LEVELS if found[f"{method}, eps_tr {eps:g}"]]
+        for runs in zip(*(found[f"{method}, eps_tr {eps:g}"] for eps in levels)):  # one seed, all levels
+            trained[method].append((levels, [run.training_curve()[1][-1] for run in runs]))
+            tested[method].append((levels, [test_return(envs, run, args) for run in runs]))
+    figure, (left, right) = new_figure(columns=2)
+    for axis, lines, ylabel in ((left, trained, "return, actions sampled"), (right, tested, "return, mean action")):
+        plot_lines(axis, lines, "eps_tr, randomisation level in training", ylabel, marker="o")
+    left.set_title("training domains, last 20 iterations")
+    right.set_title(f"held-out domains, eps_te = {EPS_TEST:g}")
     return figure, f"{args.env}; mean over seeds, 95 % bootstrap interval"
 
 
@@ -680,144 +552,125 @@ def folded(actor: GaussianActor) -> torch.Tensor:
     with torch.no_grad():
         net[0].weight.copy_(actor.net[0].weight / norm.std())
         net[0].bias.copy_(actor.net[0].bias - net[0].weight @ norm.mean.float())
-    return one_vector(net).detach().double()
+    return nn.utils.parameters_to_vector(net.parameters()).detach().double()
 
 
 def unfolded(vector: torch.Tensor, like: GaussianActor):
     """The numpy policy that `folded` made this vector from, but for the clipping of observations."""
     actor = copy.deepcopy(like)
     actor.norm = RunningNorm(like.norm.mean.shape, clip=math.inf)
-    one_vector(actor.net).data.copy_(vector)
+    nn.utils.vector_to_parameters(vector.float(), actor.net.parameters())
     return numpy_policy(actor)
 
 
-def figure_5(args):
-    """Return over the plane through a run's initial, middle and final policy, in training and in test domains."""
-    from matplotlib.ticker import MaxNLocator
+def plane_through(first, second, third):
+    """The plane through three points (n,): the way from the first to the second, and across; corners (3, 2) in it."""
+    along = (second - first) / (second - first).norm()
+    across = third - first - ((third - first) @ along) * along
+    across /= across.norm()
+    corners = [[((point - first) @ axis).item() for axis in (along, across)] for point in (first, second, third)]
+    return along, across, np.array(corners)
 
-    found = look_up(args, [{"method": method} for method in ("ppo", "p2pdrl")])
-    methods = [method for method in ("ppo", "p2pdrl") if (method,) in found]
-    if not methods:
-        fail("nothing to draw: neither of these two methods has a finished run")
-    figure, axes = new_figure(columns=2, rows=len(methods))
+
+def figure_5(args):
+    """Return over the plane through a run's initial, middle and final policy, at the level of training and of the test.
+
+    The paper's middle policy is that after 8 million steps. Here it is the one nearest to 40 % of the run.
+    """
+    found = {method: runs for method, runs in runs_of(args, ("ppo", "ppo-union", "p2pdrl")).items() if runs}
+    figure, axes = new_figure(columns=2, rows=len(found))
     envs = make_envs(args, args.threads)
-    for row, method in enumerate(methods):
-        path = found[method,][0]
-        steps = steps_of(path)
+    for row, (method, runs) in enumerate(found.items()):
+        steps = runs[0].steps()
         if len(steps) < 3:
-            fail(f"{path} kept no policy between its first and its last: a plane needs three (--evaluations 2 or more)")
-        middle = min(steps[1:-1], key=lambda step: abs(step - steps[-1] / 2))
-        actors = [policies_of(path, step)[0] for step in (steps[0], middle, steps[-1])]
-        origin, second, third = (folded(actor) for actor in actors)
-        # Coordinates in the plane: along the way from the initial to the middle policy, and across it.
-        along = (second - origin) / (second - origin).norm()
-        across = third - origin - ((third - origin) @ along) * along
-        across /= across.norm()
-        corners = np.array([[((w - origin) @ axis).item() for axis in (along, across)] for w in (origin, second, third)])
+            fail(f"{runs[0].path} kept no policy between its first and its last: --evaluations 2 or more")
+        middle = min(steps[1:-1], key=lambda step: abs(step - 0.4 * steps[-1]))
+        actors = [load_actors(runs[0], step)[0] for step in (steps[0], middle, steps[-1])]
+        origin = folded(actors[0])
+        along, across, corners = plane_through(*map(folded, actors))
         margin = 0.25 * (corners.max(0) - corners.min(0))
         x, y = (np.linspace(low, high, 13) for low, high in zip(corners.min(0) - margin, corners.max(0) + margin))
-        policies = [unfolded(origin + a * along + b * across, actors[-1]) for b in y for a in x]
+        policies = dict(enumerate(unfolded(origin + a * along + b * across, actors[-1]) for b in y for a in x))
         print(f"{method}: playing {len(policies)} policies in {2 * args.eval_domains} domains each")
-        rows = evaluate(envs, policies, (args.eps_tr, EPS_TEST), args.eval_domains, 0)
+        rows = evaluate(envs, policies, (args.eps_tr, EPS_TEST), args.eval_domains)
         returns = np.array([each["return"] for each in rows]).reshape(len(y), len(x), 2, args.eval_domains).mean(3)
-        for column, (where, eps) in enumerate((("training", args.eps_tr), ("test", EPS_TEST))):
+        levels = np.linspace(min(0, returns.min()), returns.max(), 11)
+        for column, eps in enumerate((args.eps_tr, EPS_TEST)):
             axis = axes[2 * row + column]
-            levels = MaxNLocator(10).tick_values(min(0, returns.min()), returns.max())
-            filled = axis.contourf(x, y, returns[:, :, column], levels=levels, cmap="viridis")
-            figure.colorbar(filled, ax=axis, label="return, mean action")
+            surface = axis.contourf(x, y, returns[:, :, column], levels=levels)
+            figure.colorbar(surface, ax=axis, label="return, mean action")
             axis.plot(*corners.T, "o:", color="white", markeredgecolor="black")
             for corner, name in zip(corners, ("$w_1$", "$w_2$", "$w_3$")):
                 box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
                 axis.annotate(name, corner, xytext=(5, 7), textcoords="offset points", bbox=box)
-            axis.set(title=f"{method}, {where} domains, eps = {eps:g}", ylabel="across")
+            axis.set(title=f"{method}, held-out domains, eps = {eps:g}", ylabel="across")
             axis.set_xlabel("distance in parameter space, along $w_1 w_2$")
             axis.grid(False)
-    points = f"$w_1$ initial, $w_2$ after {middle:,} steps, $w_3$ final"
+    points = f"$w_1$ initial, $w_2$ after {middle:,} steps, $w_3$ after {steps[-1]:,}"
     return figure, f"{args.env}, one seed, mean of {args.eval_domains} domains; {points}"
 
 
 def figure_7(args):
     """Learning curves and test return of P2PDRL beside the agent that is regularised by itself."""
-    methods = ["ppo", "p2pdrl", "self-kl"]
-    found = look_up(args, [{"method": method} for method in methods])
-    runs = {method: found[method,] for method in methods if (method,) in found}
+    found = runs_of(args, ("ppo", "ppo-union", "p2pdrl", "self-kl"))
     figure, (left, right) = new_figure(columns=2)
-    learning_curves(left, runs)
-    right.set_title("held-out domains")
-    test_curves(right, runs)
     left.set_title("training domains")
+    right.set_title("held-out domains")
+    plot_training(left, found)
+    plot_test(right, found)
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
 
 
 def figure_8a(args):
     """Test return at EPS_TEST against the final policy's entropy: PPO with entropy bonuses, P2PDRL without."""
-    coefficients = [0.0, *(10.0**power for power in np.arange(-3, 2.1, 0.5))]
-    wanted = [{"method": "ppo", "entropy_coef": float(f"{value:.3g}")} for value in coefficients]
-    found = look_up(args, [*wanted, {"method": "p2pdrl", "entropy_coef": 0.0}])
+    coefficients = [0.0, *(float(f"{10**power:.3g}") for power in np.arange(-3, 2.1, 0.5))]
+    wanted = {
+        f"{method}, {value:g}": {"method": method, "entropy_coef": value}
+        for method in ("ppo", "ppo-union", "p2pdrl") for value in (coefficients if method != "p2pdrl" else (0.0,))
+    }
+    found, envs = select_runs(args, "p2pdrl", wanted), make_envs(args, args.threads)
     figure, (axis,) = new_figure()
-    envs = make_envs(args, args.threads)
-    for method, marker in (("ppo", "x"), ("p2pdrl", "o")):
-        points = []
-        for coefficient, paths in ((key[1], paths) for key, paths in found.items() if key[0] == method):
-            for path in paths if method == "ppo" or coefficient == 0 else ():
-                end = read_csv(path / "log.csv")["step"][-1:]
-                points.append((training_curve(path, end, column="entropy")[0], test_return(envs, path, args)))
-                if method == "ppo":
-                    axis.annotate(f"{coefficient:g}", points[-1], xytext=(4, 4), textcoords="offset points", fontsize=7)
-        if points:
-            label = {"ppo": "ppo, with its --entropy-coef", "p2pdrl": "p2pdrl, without a bonus"}[method]
-            axis.scatter(*zip(*points), marker=marker, color=COLOURS[METHODS.index(method)], label=label)
+    for method, marker in (("ppo", "x"), ("ppo-union", "+"), ("p2pdrl", "o")):
+        runs = [run for label, runs in found.items() if label.startswith(f"{method},") for run in runs]
+        points = [(run.training_curve("entropy")[1][-1], test_return(envs, run, args)) for run in runs]
+        axis.scatter(*np.reshape(points, (-1, 2)).T, marker=marker, label=f"{method}, --entropy-coef at each point")
+        for run, point in zip(runs, points):
+            coefficient = f"{run.settings['entropy_coef']:g}"
+            axis.annotate(coefficient, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axis.set_xlabel("entropy of the policy, last 20 iterations, nats")
     axis.set_ylabel(f"test return, eps_te = {EPS_TEST:g}")
-    axis.margins(x=0.12)
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean actions in held-out domains, a point for each run"
 
 
 def figure_8bc(args):
     """Log variance of the actor's gradient over training."""
-    found = look_up(args, [{"method": method, "gradient_variance": True} for method in ("ppo", "p2pdrl")])
     figure, (axis,) = new_figure()
-    for method in ("ppo", "p2pdrl"):
-        paths = found.get((method, True), [])
-        if paths:
-            steps = np.unique(read_csv(paths[0] / "log.csv")["step"])
-            curves = np.stack([training_curve(path, steps, column="gradient_variance") for path in paths])
-            plot_interval(axis, steps, curves, with_seeds(method, len(paths)), METHODS.index(method))
-    millions(axis)
-    axis.set_ylabel("log variance of the gradient")
+    found = runs_of(args, ("ppo", "ppo-union", "p2pdrl"), gradient_variance=True)
+    plot_training(axis, found, "gradient_variance", "log variance of the gradient")
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean over agents and seeds, 95 % bootstrap interval"
 
 
 def figure_9(args):
     """Cohort sizes: the steps of each agent held fixed (left), or those of all together (right).
 
-    The return is that of mean actions in held-out domains of the training strength: the training return counts
+    The return is that of mean actions in held-out domains of the training level: the training return counts
     finished episodes only, which with few steps for each agent are the short ones.
     """
-    one, two, four = {"method": "ppo", "agents": 1}, {"method": "p2pdrl", "agents": 2}, {"method": "p2pdrl", "agents": 4}
-    size, total = 4096, args.total_steps
-    wanted = [
-        flags | {"steps_per_iteration": size * factor // 2, "total_steps": total * factor // 2}
-        for flags, factor in ((one, 1), (two, 2), (four, 4), (one, 2), (four, 2))
-    ]
     print("(--evaluations 20 gives smooth lines)")
-    found = look_up(args, wanted)
     eps = min(args.eps_te, key=lambda each: abs(each - args.eps_tr))
-    figure, (left, right) = new_figure(columns=2)
-    for axis, chosen in ((left, wanted[:3]), (right, [wanted[3], wanted[1], wanted[4]])):
-        for flags in chosen:
-            paths, agents = found.get(tuple(flags.values()), []), flags["agents"]
-            if paths:
-                curves = [test_curve(path, eps) for path in paths]
-                steps = max((curve[0] for curve in curves), key=len)
-                curves = np.stack([curve[1] for curve in curves if len(curve[0]) == len(steps)])  # evaluated as often
-                x = steps / agents if axis is left else steps
-                label, index = with_seeds(f"K = {agents}", len(curves)), int(math.log2(agents))
-                plot_interval(axis, x, curves, label, index, marker="o", markersize=3)
-        millions(axis)
-        axis.set_ylabel(f"test return, eps_te = {eps:g}")
-    left.set(title=f"{size // 2} steps for each agent", xlabel="environment steps of each agent")
-    right.set(title=f"{size} steps for all agents together")
+    figure, axes = new_figure(columns=2)
+    for axis, fixed in zip(axes, ("each agent", "all agents")):
+        wanted = {}
+        for agents in (1, 2, 4):
+            factor = agents / 2 if fixed == "each agent" else 1
+            sizes = {"steps_per_iteration": int(4096 * factor), "total_steps": int(args.total_steps * factor)}
+            wanted[f"K = {agents}"] = {"method": "ppo" if agents == 1 else "p2pdrl", "agents": agents} | sizes
+        found, lines = select_runs(args, "p2pdrl", wanted), {}
+        for label, runs in found.items():
+            shared = wanted[label]["agents"] if fixed == "each agent" else 1
+            lines[label] = [(steps / shared, returns) for steps, returns in (run.test_curve(eps) for run in runs)]
+        plot_lines(axis, lines, f"environment steps, {fixed}", f"test return, eps_te = {eps:g}", marker="o")
+        axis.set_title(f"the same steps for {fixed}" + " together" * (fixed == "all agents"))
     explained = "mean actions in held-out domains, mean over seeds, 95 % bootstrap interval; K = 1 is PPO"
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; {explained}"
 
@@ -826,25 +679,21 @@ def figure_map(args):
     """Beyond the paper: return of trained policies against two of a domain's five numbers, wind and mass."""
     from matplotlib.patches import Rectangle
 
-    found = look_up(args, [{"method": method} for method in ("ppo", "p2pdrl")])
-    methods = [method for method in ("ppo", "p2pdrl") if (method,) in found]
-    if not methods:
-        fail("nothing to draw: neither of these two methods has a finished run")
-    figure, axes = new_figure(columns=len(methods))
+    found = {method: runs for method, runs in runs_of(args, ("ppo", "ppo-union", "p2pdrl")).items() if runs}
+    figure, axes = new_figure(columns=len(found))
     envs = make_envs(args, args.threads)
-    winds, masses = np.linspace(-5, 5, 11), np.linspace(0.5, 1.5, 11)  # Table 1 at strength 1
-    maps = {}
-    for method in methods:
-        policies = [numpy_policy(actor) for path in found[method,] for actor in policies_of(path)]
+    winds, masses = np.linspace(-5, 5, 11), np.linspace(0.5, 1.5, 11)  # Table 1 at level 1
+    maps = []
+    for method, runs in found.items():
+        policies = [policy for run in runs for policy in load_policies(run)]
         print(f"{method}: playing {len(policies)} policies in {len(winds) * len(masses)} domains")
         jobs = [(policy, Domain(wind=wind, mass=mass), 0) for mass in masses for wind in winds for policy in policies]
-        maps[method] = np.reshape(episode_returns(envs, jobs), (len(masses), len(winds), -1)).mean(2)
-    for axis, method in zip(axes, methods):
-        highest = max(values.max() for values in maps.values())
-        picture = axis.pcolormesh(winds, masses, maps[method], vmin=0, vmax=highest, cmap="viridis", shading="nearest")
+        maps.append(np.reshape(episode_returns(envs, jobs), (len(masses), len(winds), -1)).mean(2))
+    for axis, (method, runs), values in zip(axes, found.items(), maps):
+        picture = axis.pcolormesh(winds, masses, values, vmin=0, vmax=np.max(maps), shading="nearest")
         trained = {"xy": (-5 * args.eps_tr, 1 - 0.5 * args.eps_tr), "width": 10 * args.eps_tr, "height": args.eps_tr}
         axis.add_patch(Rectangle(**trained, fill=False, edgecolor="white", linestyle="--"))
-        axis.set(title=with_seeds(method, len(found[method,])), xlabel="wind, N", ylabel="mass, factor of nominal")
+        axis.set(title=f"{method}, {len(runs)} seeds", xlabel="wind, N", ylabel="mass, factor of nominal")
         axis.grid(False)
     figure.colorbar(picture, ax=axes, label="return, mean action")
     return figure, f"{args.env}; dashed: the domains of training, eps_tr = {args.eps_tr:g}; mean over seeds and peers"
@@ -856,117 +705,5 @@ FIGURES = {
 }  # fmt: skip
 
 
-def draw_figure(args):
-    """A figure of the paper from all finished runs whose settings are those of this command line."""
-    figure, explained = FIGURES[args.figure](args)
-    lines = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels())}
-    if len(lines) > 3:  # too many to leave the data uncovered
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=8)
-    else:
-        for axis in figure.axes:
-            if axis.get_legend_handles_labels()[0]:
-                axis.legend(loc="best")
-    figure.suptitle(textwrap.fill(explained, int(12 * figure.get_figwidth())), fontsize=10)
-    path = Path(args.runs) / f"p2pdrl-figure-{args.figure}.png"
-    save_figure(figure, path)
-    print(f"figure: {path}")
-
-
-def show(path: Path, write_gif: bool):
-    """Every policy of a run in the first held-out domain of its eps_tr: in a window, one after the other, or as a
-    moving picture, side by side."""
-    try:
-        args = Args(**json.loads((path / "config.json").read_text())["settings"])
-    except Exception as error:  # whatever a missing or damaged file raises
-        fail(f"{path} is no run of p2pdrl.py ({type(error).__name__})")
-    actors = policies_of(path)
-    if sys.platform == "linux" and write_gif:
-        os.environ.setdefault("MUJOCO_GL", "egl")  # needs no screen
-    elif sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        fail("no screen for a window here: --gif writes a moving picture instead")  # GLFW would abort the process
-    size = {"width": 160, "height": 160} if write_gif else {}
-    env = make_envs(args, 1, render_mode="rgb_array" if write_gif else "human", **size)[0]
-    renderer = env.unwrapped.mujoco_renderer
-    follow = {"type": int(mujoco.mjtCamera.mjCAMERA_TRACKING), "trackbodyid": int(env.model.jnt_bodyid[0])}
-    renderer.default_cam_config = (renderer.default_cam_config or {}) | follow  # or the robot leaves the picture
-    renderer.camera_id = None  # which would set the camera free again
-    domain = held_out_domains(args.eps_tr, 1, env.position_draws)[0]
-    print(domain)
-    movies = []
-    for actor in actors:
-        try:
-            movies.append(play(env, numpy_policy(actor), domain, movie_seconds=5 if write_gif else None))
-        except Exception as error:  # each backend of OpenGL fails in a way of its own
-            fail(f"cannot draw: no OpenGL to be had here ({' '.join(str(error).split())[:80]})")
-    env.close()
-    if write_gif:
-        save_gif(movies, path / "policy.gif", fps=20)
-        print(f"moving picture: {path / 'policy.gif'}")
-
-
-def play(env, policy, domain, movie_seconds: float | None) -> list[np.ndarray]:
-    """One episode with mean actions; with movie_seconds, the frames of its beginning at 20 per second."""
-    obs, _ = env.reset(seed=0, options={"domain": domain})
-    frames, total, step, over = [], 0.0, 0, False
-    every = max(1, round(1 / (20 * env.unwrapped.dt)))
-    while not over and not (movie_seconds and step * env.unwrapped.dt >= movie_seconds):
-        if movie_seconds and step % every == 0:
-            frames.append(env.render())
-        obs, reward, died, out_of_time, _ = env.step(np.clip(policy(obs), env.action_space.low, env.action_space.high))
-        total, step, over = total + reward, step + 1, died or out_of_time
-    print(f"{step} steps, return {total:.0f}")
-    return frames
-
-
-def save_gif(movies: list[list[np.ndarray]], path: Path, fps: int):
-    """Write movies side by side; one that ends early keeps its last frame."""
-    from matplotlib.animation import FuncAnimation, PillowWriter
-
-    frames = [
-        np.concatenate([movie[min(i, len(movie) - 1)] for movie in movies], axis=1) for i in range(max(map(len, movies)))
-    ]
-    height, width = frames[0].shape[:2]
-    figure, (axis,) = new_figure()
-    figure.set_layout_engine("none")
-    figure.set_size_inches(width / 100, height / 100)
-    axis.set_position((0, 0, 1, 1))
-    axis.axis("off")
-    picture = axis.imshow(frames[0])
-    animation = FuncAnimation(figure, lambda i: picture.set_data(frames[i]), frames=len(frames))
-    try:
-        animation.save(path, writer=PillowWriter(fps=fps), dpi=100)
-    except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}")
-
-
-def main():
-    args = parse_args(Args, __doc__.splitlines()[0])
-    if args.watch or args.gif:
-        return show(Path(args.watch or args.gif), write_gif=not args.watch)
-    if args.learning_rate is None:
-        args.learning_rate = LEARNING_RATE[args.method]
-    least = 2 if args.method in ("p2pdrl", "distral", "dnc") else 1
-    if args.agents < least:
-        fail(f"--agents {args.agents}: {args.method} needs at least {least}")
-    if args.reset_every < 1:
-        fail(f"--reset-every must be at least 1, but is {args.reset_every}")
-    if not 0 <= args.alpha < math.inf or not math.isfinite(args.entropy_coef):
-        fail("--alpha must not be negative, nor --alpha or --entropy-coef infinite")
-    check_args(args, domains=args.agents)
-    for name in without_effect(args.method):
-        if not args.figure and getattr(args, name) != getattr(Args, name):
-            fail(f"--{name.replace('_', '-')} changes nothing with --method {args.method}")
-    if args.figure:
-        draw_figure(args)
-    elif args.seeds:
-        make_envs(args, 1)  # what is wrong with it is said once, not by each seed
-        run_seeds(args.seeds, args.jobs)
-    else:
-        train(args)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        fail("stopped; the same command, without --overwrite, goes on from the last checkpoint", status=130)
+    launch(Args, train, FIGURES, load_policies)

@@ -22,6 +22,7 @@ import argparse
 import copy
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -55,9 +56,10 @@ def measure_main_job(env_id: str, method: str, agents: int, compiled: bool, iter
     import resource
 
     import p2pdrl
+    from baselines import Run, SavedRun, set_up_torch
 
     spans, updates, rows, calls = [], [], [], []
-    rollout, update = p2pdrl.rollout, p2pdrl.update
+    rollout, update, iterations_of, pool = p2pdrl.rollout, p2pdrl.Agent.update, Run.iterations, ThreadPoolExecutor(os.cpu_count())
 
     def timed_rollout(env, policy, std, domain, steps, rng):
         before = copy.deepcopy(rng)
@@ -70,36 +72,32 @@ def measure_main_job(env_id: str, method: str, agents: int, compiled: bool, iter
 
     def timed_update(*arguments):
         began = time.perf_counter()
-        told = update(*arguments)
+        metrics = update(*arguments)
         updates.append(time.perf_counter() - began)
-        return told
+        return metrics
 
-    class Stopwatch:
-        """Stands in for the progress line, which comes at the end of each iteration."""
-
-        def __init__(self, total, step):
-            self.began, self.pool = time.perf_counter(), ThreadPoolExecutor(args.threads)
-
-        def show(self, step, mean_return):
-            total = time.perf_counter() - self.began
+    def timed_iterations(*arguments):
+        for iteration in iterations_of(*arguments):
+            started = time.perf_counter()
+            yield iteration
+            total = time.perf_counter() - started
             collecting = max(end for _, end in spans) - min(begin for begin, _ in spans)
             began = time.perf_counter()
-            list(self.pool.map(replay, *zip(*calls)))
+            list(pool.map(replay, *zip(*calls)))
             alone = time.perf_counter() - began
             rows.append({"total": total, "physics": alone, "policy": collecting - alone, "update": sum(updates),
                          "rest": total - collecting - sum(updates)})
             for record in (spans, updates, calls):
                 record.clear()
-            self.began = time.perf_counter()
 
-    p2pdrl.rollout, p2pdrl.update, p2pdrl.Progress = timed_rollout, timed_update, Stopwatch
-    p2pdrl.report = p2pdrl.draw_run = lambda *arguments: None
+    p2pdrl.rollout, p2pdrl.Agent.update, Run.iterations = timed_rollout, timed_update, timed_iterations
+    SavedRun.draw = SavedRun.print_table = lambda self: None
     with tempfile.TemporaryDirectory() as folder:
         args = p2pdrl.Args(
             env=env_id, method=method, agents=agents, compile=compiled, total_steps=4096 * (iterations + warm_up),
             learning_rate=1e-4, threads=os.cpu_count(), runs=folder, evaluations=1, eval_domains=1, eps_te=(0.2,),
-            checkpoint_every=10,
         )
+        set_up_torch(args)
         p2pdrl.train(args)
     kept = rows[warm_up:-1]  # the last iteration holds the evaluation
     seconds = {name: float(np.median([row[name] for row in kept])) for name in kept[0]}
@@ -140,25 +138,22 @@ LEARNERS = {
 
 def measure_learner(learner: str, env_id: str, steps: int, warm_up: int) -> dict:
     """Environment steps (of all learners) and steps of agents by the second, after warm-up, through the command line."""
-    import importlib
+    from baselines import Run, SavedRun
 
     script, command, agents, interval = LEARNERS[learner]
-    module, marks = importlib.import_module(script), []
+    marks, iterations_of = [], Run.iterations
 
-    class Stopwatch:
-        """Stands in for the progress line, which comes at the end of each iteration."""
+    def timed_iterations(self, parts, steps, *rest):
+        for iteration in iterations_of(self, parts, steps, *rest):
+            yield iteration
+            marks.append(((iteration + 1) * steps, time.perf_counter()))
 
-        def __init__(self, total, step):
-            pass
-
-        def show(self, step, mean_return):
-            marks.append((step, time.perf_counter()))
-
-    module.Progress, module.report = Stopwatch, lambda *arguments: None
+    Run.iterations = timed_iterations
+    SavedRun.draw = SavedRun.print_table = lambda self: None
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = [script + ".py", *command.split(), "--env", env_id, "--total-steps", str(warm_up + steps + interval)]
         sys.argv += ["--runs", folder, *"--eval-domains 1 --eps-te 0 --checkpoint-every 5".split()]
-        module.main()
+        runpy.run_path(ROOT / (script + ".py"), run_name="__main__")
     kept = [mark for mark in marks[:-1] if mark[0] >= warm_up]  # the last iteration holds the evaluation
     (first, began), (last, ended) = kept[0], kept[-1]
     rate = (last - first) / (ended - began)
@@ -168,21 +163,21 @@ def measure_learner(learner: str, env_id: str, steps: int, warm_up: int) -> dict
 def measure_distillation(env_id: str, minibatches: int) -> dict:
     """Minibatches by the second with which students of piekd_cikd.py are taught, all together, after two phases for warm-up."""
     import piekd_cikd
-    from baselines import ReplayBuffer, make_envs, reach_of, set_up_torch
+    from baselines import ReplayBuffer, SACAgent, make_envs, set_up_torch, symmetric_action_scale, workers
 
     args = piekd_cikd.Args(env=env_id, threads=os.cpu_count(), distill_updates=minibatches)
     set_up_torch(args)
     (env,) = make_envs(args, 1)
-    obs_size, reach = env.observation_space.shape[0], reach_of(env)
-    agents = [piekd_cikd.SACLearner(obs_size, reach, args) for _ in range(args.ensemble_size)]
-    teaching = piekd_cikd.Teaching(args)
-    with tempfile.TemporaryDirectory() as folder:
-        buffer = ReplayBuffer(Path(folder) / "buffer.dat", obs_size, len(reach), 100_000, resuming=False)
-        buffer.add(np.random.default_rng(0).standard_normal((100_000, buffer.rows.shape[1]), dtype=np.float32))
-        for phase in range(3):
-            began = time.perf_counter()
-            piekd_cikd.teach(agents, 0, buffer, teaching.steps, args, phase, teaching.map_for(0))
-            seconds = time.perf_counter() - began
+    obs_size, scale = env.observation_space.shape[0], symmetric_action_scale(env)
+    networks = [(piekd_cikd.SquashedActor(obs_size, scale), piekd_cikd.TwinCritic(obs_size, len(scale))) for _ in range(3)]
+    agents = [SACAgent(*each, args) for each in networks]
+    buffer = ReplayBuffer(obs_size, len(scale), 100_000)
+    buffer.rows[:] = np.random.default_rng(0).standard_normal(buffer.rows.shape, dtype=np.float32)
+    buffer.count = len(buffer.rows)
+    for phase in range(3):
+        began = time.perf_counter()
+        piekd_cikd.teach(agents, 0, buffer, args, phase, workers(args.threads))
+        seconds = time.perf_counter() - began
     return {"rate": minibatches * (len(agents) - 1) / seconds}
 
 
@@ -267,8 +262,8 @@ def print_methods(args):
     """The methods of p2pdrl.py, and a cohort of eight, against the main job."""
     print(f"{'compiled, 4096 steps':24}{'steps/s':>9}{'of p2pdrl, K = 2':>20}")
     main_job = None
-    methods = "p2pdrl", "ppo", "distributed-ppo", "self-kl", "distral", "dnc", "p2pdrl"
-    for method, agents in zip(methods, (2, 2, 2, 2, 2, 2, 8)):
+    methods = "p2pdrl", "ppo", "ppo-union", "distributed-ppo", "self-kl", "distral", "dnc", "p2pdrl"
+    for method, agents in zip(methods, (2, 2, 2, 2, 2, 2, 2, 8)):
         common = ["--env", args.env, "--agents", str(agents), "--iterations", str(args.iterations), "--method", method]
         result = in_a_process([*common, "--only", "compiled"])
         if result is None:

@@ -1,14 +1,13 @@
-"""Tests of dpd.py: its equations against loops and hand-made examples, Proposition 1 against exact solutions."""
+"""Tests of dpd.py: equations by hand and by loops, Proposition 1 against exact solutions, training, figures."""
 
-import ast
 import copy
-import inspect
+import dataclasses
+import gc
+import json
 import math
-import shlex
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -19,40 +18,37 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import baselines  # noqa: E402
 import dpd  # noqa: E402
 from dpd import (  # noqa: E402
-    RECENT, Args, DDPGLearner, PPOLearner, distil, distillation_loss, distillation_step, distillation_weights, state_value,
+    Args, DDPGLearner, PPOLearner, distil, distillation_loss, distillation_weights, effective_share, spread, with_paper,
 )  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 torch.set_num_threads(1)
-
 OBS, ACT = 5, 3  # sizes of hand-made observations and actions
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """MuJoCo writes its log to the current directory; figures are left open for nobody."""
+    """MuJoCo writes its log to the current directory, runs go below it, and nobody looks at their pictures."""
     monkeypatch.chdir(tmp_path)
-    yield
-    plt.close("all")
+    monkeypatch.setattr(baselines.SavedRun, "draw", lambda run: None)
 
 # Helpers -------------------------------------------------------------------------------------------------
 
 def settings(**changes):
-    return Args(**{"alpha": 0.75, "compile": False} | changes)
+    return with_paper(Args(compile=False, **changes))
 
 def learner(base, seed):
     """A learner that has seen data, whose outputs are not near zero, and which differs from seed to seed."""
     torch.manual_seed(seed)
-    args, reach = settings(), np.full(ACT, 0.4, np.float32)
-    made = DDPGLearner(OBS, reach, args) if base == "ddpg" else PPOLearner(OBS, ACT, args)
+    args, scale = settings(base=base), np.full(ACT, 0.4, np.float32)
+    made = DDPGLearner(OBS, scale, args) if base == "ddpg" else PPOLearner(OBS, ACT, args)
     with torch.no_grad():
         for network in (made.actor, made.critic):
             [layer for layer in network.net if isinstance(layer, nn.Linear)][-1].weight.normal_(0, 0.5)
     rng = np.random.default_rng(seed)
     seen = rng.normal(seed, 1 + seed, (50, OBS))
-    made.actor.norm.absorb(seen)
+    made.actor.norm.update(seen)
     if base == "ppo":
-        made.critic.norm.absorb(seen)
-        made.reward_scale.absorb(rng.normal(0, 2 + 3 * seed, 50))
+        made.critic.norm.update(seen)
+        made.reward_scale.update(rng.normal(0, 2 + 3 * seed, 50))
     return made
 
 def means(each, obs):
@@ -63,11 +59,6 @@ def values(each, obs):
     if isinstance(each, DDPGLearner):
         return each.critic(obs, each.actor(obs))
     return each.critic(obs) * each.reward_scale.std().float()
-
-def everything(each):
-    """All tensors of a learner by name."""
-    parts = each.parts().items()
-    return {f"{name}.{key}": value.clone() for name, part in parts for key, value in part.state_dict().items()}
 
 # Proposition 1 -------------------------------------------------------------------------------------------
 
@@ -102,9 +93,7 @@ def test_weights_by_hand():
     torch.testing.assert_close(distillation_weights(better / 3, 3.0, "exp"), expected)
     torch.testing.assert_close(distillation_weights(better, 1.0, "hard"), torch.tensor([0.0, 0.5, 0.0, 0.5]))
     torch.testing.assert_close(distillation_weights(better, 1.0, "none"), torch.full((4,), 0.25))
-
-def test_weights_are_clipped_before_they_are_normalised():
-    """To [.01, 100]; and where no state counts, hard weights are zero rather than not numbers."""
+    # Clipped to [.01, 100] before they are normalised; where no state counts, zero rather than not numbers.
     weights = distillation_weights(torch.tensor([-1e3, 0.0, 1e3]), 1.0, "exp")
     torch.testing.assert_close(weights, torch.tensor([0.01, 1.0, 100.0]) / 101.01)
     assert distillation_weights(torch.tensor([-1.0, -2.0]), 1.0, "hard").tolist() == [0, 0]
@@ -112,35 +101,12 @@ def test_weights_are_clipped_before_they_are_normalised():
 def test_effective_share_by_hand():
     """All alike: 1. One alone: its share. 1, 1, 2 of four states: 16 / (4 * 6). Nothing counts: 0."""
     for weights, expected in (([3.0] * 5, 1), ([0, 7.0, 0, 0], 1 / 4), ([1.0, 1, 2, 0], 2 / 3), ([0.0] * 3, 0)):
-        assert dpd.effective_share(torch.tensor(weights)).item() == pytest.approx(expected)
-
-def test_loss_by_loops():
-    """Sum over states of weight times the mean over action dimensions of the squared difference."""
-    torch.manual_seed(0)
-    own, theirs, weights = torch.randn(6, ACT), torch.randn(6, ACT), torch.rand(6)
-    expected = sum(
-        weights[n].item() * sum((own[n, d] - theirs[n, d]).item() ** 2 for d in range(ACT)) / ACT for n in range(6)
-    )
-    assert distillation_loss(own, theirs, weights).item() == pytest.approx(expected, rel=1e-5)
+        assert effective_share(torch.tensor(weights)).item() == pytest.approx(expected)
 
 def test_weights_of_the_wrong_shape_are_refused():
     """(N, 1) would broadcast to (N, N), in which the weights cancel."""
     with pytest.raises(ValueError, match="weights"):
         distillation_loss(torch.randn(4, ACT), torch.randn(4, ACT), torch.rand(4, 1))
-
-def test_alpha_zero_is_plain_mean_square_error():
-    """Whichever is better: against the mean over states and dimensions of the squared difference."""
-    torch.manual_seed(0)
-    own, theirs = torch.randn(2, 8, ACT)
-    weights = distillation_weights(torch.randn(8), 0.0, "exp")
-    torch.testing.assert_close(distillation_loss(own, theirs, weights), ((own - theirs) ** 2).mean())
-
-@pytest.mark.parametrize("base", ["ddpg", "ppo"])
-def test_value_of_a_state(base):
-    """Q(s, mu(s)) for DDPG, V(s) for PPO."""
-    each, obs = learner(base, 1), torch.randn(7, OBS)
-    expected = values(each, obs) / each.value_unit()
-    torch.testing.assert_close(state_value(each.actor, each.critic, obs), expected)
 
 # One step of distillation --------------------------------------------------------------------------------
 
@@ -148,11 +114,10 @@ def test_value_of_a_state(base):
 @pytest.mark.parametrize("base", ["ddpg", "ppo"])
 def test_a_step_of_distillation_the_ordinary_way(base, weighting):
     """Three steps against .backward() and torch's Adam on a copy; nothing but the policy's network changes."""
-    args = settings(weighting=weighting, alpha=0.6)
+    args = settings(base=base, weighting=weighting, alpha=0.6)
     own, peer = learner(base, 0), learner(base, 1)
-    slow, before, peers = copy.deepcopy(own), everything(own), everything(peer)
-    rate = dpd.DISTILLATION[base][0]
-    slow_adam = torch.optim.Adam(slow.actor.net.parameters(), lr=rate)
+    slow, before, peers = (copy.deepcopy(each) for each in (own, own.state_dict(), peer.state_dict()))
+    slow_adam = torch.optim.Adam(slow.actor.net.parameters(), lr={"ddpg": 1e-4, "ppo": 1e-5}[base])
     unit = 1.0 if base == "ddpg" else slow.reward_scale.std().float()
     for step in range(3):
         obs = torch.randn(16, OBS, generator=torch.Generator().manual_seed(step)) * 2
@@ -167,286 +132,249 @@ def test_a_step_of_distillation_the_ordinary_way(base, weighting):
         slow_adam.zero_grad()
         loss.backward()
         slow_adam.step()
-        told = distil(own, peer, obs, distillation_step, args)
-        assert told[0].item() == pytest.approx(loss.item(), rel=1e-4)
-        assert told[1].item() == pytest.approx((better > 0).float().mean().item())
-        assert told[2].item() == pytest.approx(1 / (16 * sum((weight / weights.sum()) ** 2 for weight in weights)).item())
-    after = everything(own)
+        metrics = dict(zip(dpd.METRICS, distil(own, peer, obs, args).tolist()))
+        assert metrics["distillation"] == pytest.approx(loss.item(), rel=1e-4)
+        assert metrics["peer_better"] == pytest.approx((better > 0).float().mean().item())
+        share = 1 / (16 * sum((weight / weights.sum()) ** 2 for weight in weights)).item()
+        assert metrics["effective"] == pytest.approx(share)
+    after = own.state_dict()
     for fast, expected in zip(own.actor.net.parameters(), slow.actor.net.parameters()):
         torch.testing.assert_close(fast, expected, rtol=0, atol=2e-6)
     changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert changed and all(name.startswith(("actor.net.", "distillation_adam.")) for name in changed)
-    assert all(torch.equal(peers[name], value) for name, value in everything(peer).items())
+    assert changed and all(name.startswith(("actor.net.", "distillation.")) for name in changed)
+    assert all(torch.equal(peers[name], value) for name, value in peer.state_dict().items())
 
-def test_no_gradient_through_weights_or_into_the_peer():
-    """The gradient is that of the weighted distance with weights and targets as plain numbers."""
-    own, peer = learner("ddpg", 0), learner("ddpg", 1)
-    obs = torch.randn(16, OBS)
-    better = state_value(peer.actor, peer.critic, obs) - state_value(own.actor, own.critic, obs)
-    assert better.requires_grad
-    weights = distillation_weights(better, 0.75, "exp")
-    assert not weights.requires_grad
-    distillation_loss(own.actor(obs), peer.actor(obs), weights).backward()
-    for network in (peer.actor, peer.critic, own.critic):
-        assert all(parameter.grad is None for parameter in network.parameters())
-    assert all(parameter.grad is not None for parameter in own.actor.parameters())
-
-def test_students_come_closer():
-    """Many steps, all states counted alike, bring the learner's actions to its peer's."""
-    own, peer = learner("ddpg", 0), learner("ddpg", 1)
-    own.distillation_adam.learning_rate = 1e-2
-    obs = torch.randn(64, OBS)
-    distance = (own.actor(obs) - peer.actor(obs)).square().mean().item()
-    for _ in range(300):
-        distil(own, peer, obs, distillation_step, settings(weighting="none"))
-    assert (own.actor(obs) - peer.actor(obs)).square().mean().item() < 0.2 * distance
+def test_minibatches_of_states_are_spread_evenly_up_to_the_last_update():
+    assert spread([0], 5) == [[], [], [], [], [0]] and spread([0, 1], 4) == [[], [0], [], [1]]
+    assert spread([0, 1, 2], 3) == [[0], [1], [2]] and spread([0, 1, 2], 2) == [[0], [1, 2]]
 
 # The loops -----------------------------------------------------------------------------------------------
 
 TINY = {
     "env": "Hopper-v4", "seed": 5, "eps_tr": 0.3, "threads": 1, "compile": False,
     "eval_domains": 2, "eps_te": (0.0, 0.5), "evaluations": 1,
-    "warm_up": 40, "updates": 5, "batch_size": 8, "tau": 0.01, "buffer_size": 90,  # DDPG
+    "warm_up": 40, "updates": 5, "batch_size": 8, "buffer_size": 90,  # DDPG
     "steps_per_iteration": 80, "epochs": 2, "minibatches": 4,  # PPO
-}
+}  # fmt: skip
 
-def small(monkeypatch, *modules):
-    """Cycles of 20 steps, two for each row of the log; no figure at the end."""
-    for module in modules:
+def train(monkeypatch, train=dpd.train, Args=Args, **changes):
+    """A run with cycles of 20 steps, two for each row of the log; its folder."""
+    for module in (baselines, dpd):
         monkeypatch.setattr(module, "CYCLE", 20)
         monkeypatch.setattr(module, "CYCLES", 2)
-        monkeypatch.setattr(module, "report", lambda run, title: None)
+    known = {field.name for field in dataclasses.fields(Args)}
+    args = Args(**{name: value for name, value in (TINY | changes).items() if name in known})
+    torch.manual_seed(args.seed)
+    train(args)
+    return Path(args.runs) / baselines.run_name(args, "dpd" if Args is dpd.Args else "baselines")
 
-@pytest.mark.parametrize("base", ["ddpg", "ppo"])
-def test_states_are_the_latest_of_the_peer(monkeypatch, tmp_path, base):
-    """In each round of updates each learner is taught by the other in all of its latest RECENT states, and in no others."""
-    small(monkeypatch, dpd)
-    monkeypatch.setattr(dpd, "RECENT", 30)
-    learners, visited, lessons = [], ([], []), {}
-    real_begin, real_collect, real_prepare = dpd.begin, dpd.Stream.collect, dpd.prepare
-
-    def begin(args):
-        begun = real_begin(args)
-        learners.extend(begun[-1])
-        return begun
+@pytest.mark.parametrize(("base", "distill_steps"), [("ddpg", 1), ("ppo", 1), ("ppo", 2), ("ppo", 8), ("ppo", 16)])
+def test_who_is_taught_when_and_in_which_states(monkeypatch, base, distill_steps):
+    """First one learner learns, then the other. Each is taught by the other as it then is, after the gradient steps
+    that --distill-steps says, in the other's latest --distill-window states and no others, drawn for each minibatch."""
+    learners, visited, lessons = [], ([], []), []
+    real_collect, real_make_batch = dpd.Stream.collect, dpd.make_batch
+    for name in ("DDPGLearner", "PPOLearner"):
+        make = getattr(dpd, name)
+        monkeypatch.setattr(dpd, name, lambda *args, make=make: learners.append(make(*args)) or learners[-1])
 
     def collect(stream, policy, noise):
         rows, returns = real_collect(stream, policy, noise)
         visited[stream.key[1]].extend(map(tuple, rows[:, :11]))
         return rows, returns
 
-    def prepare(actor, reward_scale, rollouts, gamma):
-        (index,) = [i for i, each in enumerate(learners) if each.actor is actor]
-        visited[index].extend(map(tuple, rollouts[0].obs))
-        return real_prepare(actor, reward_scale, rollouts, gamma)
+    def make_batch(own, rollouts, args):
+        visited[learners.index(own)].extend(map(tuple, rollouts[0].obs))
+        return real_make_batch(own, rollouts, args)
 
-    def distil(own, peer, obs, compiled_step, args):
-        (index,) = [i for i, each in enumerate(learners) if each is own]
-        assert peer is learners[1 - index] and obs.shape == (dpd.DISTILLATION[base][1], 11)
-        lessons.setdefault((index, len(visited[index])), []).append(list(map(tuple, obs.numpy())))
+    def distil(own, peer, obs, args):
+        assert peer is learners[1 - learners.index(own)] and obs.shape == (256, 11)
+        steps = [int(each.optimiser.adams[0].steps) for each in (own, peer)]
+        lessons.append((learners.index(own), *steps, len(visited[0]), list(map(tuple, obs.numpy()))))
         return torch.zeros(3)
 
-    monkeypatch.setattr(dpd, "begin", begin)
     monkeypatch.setattr(dpd.Stream, "collect", collect)
-    monkeypatch.setattr(dpd, "prepare", prepare)
+    monkeypatch.setattr(dpd, "make_batch", make_batch)
     monkeypatch.setattr(dpd, "distil", distil)
-    args = settings(**TINY | {"base": base, "total_steps": 480, "runs": str(tmp_path / "runs")})
-    {"ddpg": dpd.train_ddpg, "ppo": dpd.train_ppo}[base](args)
-    counts = range(60, 260, 20) if base == "ddpg" else (160, 240)
-    assert set(lessons) == {(index, count) for index in range(2) for count in counts}
-    for (index, count), states in lessons.items():
-        assert len(states) == len(set(map(tuple, states))) == (5 if base == "ddpg" else 8)
-        assert set().union(*states) == set(visited[1 - index][count - 30 : count])
-        assert not set().union(*states) & set(visited[index])
+    changes = {"distill_window": 30, "distill_batch": 256, "distill_steps": distill_steps}
+    train(monkeypatch, base=base, total_steps=480, **changes)
+    updates, counts = (5, range(60, 260, 20)) if base == "ddpg" else (8, (160, 240))  # states seen by each at the time
+    after = {1: [8], 2: [4, 8], 8: range(1, 9), 16: [step for step in range(1, 9) for _ in range(2)]}[distill_steps]
+    after = range(1, 6) if base == "ddpg" else after  # which updates
+    turns = [(turn, count, index, step) for turn, count in enumerate(counts) for index in range(2) for step in after]
+    expected = [(index, turn * updates + step, (turn + index) * updates, count) for turn, count, index, step in turns]
+    assert [lesson[:4] for lesson in lessons] == expected
+    drawn = {}
+    for index, _, _, count, states in lessons:
+        drawn.setdefault((index, count), set()).update(states)
+    for (index, count), states in drawn.items():
+        assert states == set(visited[1 - index][count - 30 : count]) and not states & set(visited[index])
+    assert len({tuple(states) for *_, states in lessons}) == len(lessons)
 
 @pytest.mark.parametrize(("base", "exploration"), [("ddpg", "parameter"), ("ddpg", "action"), ("ppo", "parameter")])
-def test_vanilla_is_baselines_to_the_bit(monkeypatch, tmp_path, base, exploration):
-    """Same weights, statistics, optimisers, log and evaluation as baselines.py makes with the same settings.
-
-    But for the layer more in PPO's critic, which both have here.
-    """
-    small(monkeypatch, baselines, dpd)
+def test_vanilla_is_bit_identical_with_baselines(monkeypatch, base, exploration):
+    """Weights, statistics, optimisers, log and evaluation. (PPO's critic has a layer more in both here.)"""
     monkeypatch.setattr(baselines, "ValueCritic", dpd.ValueCritic)
-    tiny = TINY | {"total_steps": 240, "exploration": exploration, "runs": str(tmp_path / "runs")}
-    getattr(baselines, base)(baselines.Args(algo=base, **tiny))
-    {"ddpg": dpd.train_ddpg, "ppo": dpd.train_ppo}[base](settings(base=base, method="vanilla", **tiny))
-    one, other = sorted((tmp_path / "runs").iterdir())
-    assert (one.name.split("-")[0], other.name.split("-")[0]) == ("baselines", "dpd")
-    first, second = (torch.load(path / "checkpoint.pt", weights_only=True)["state"] for path in (one, other))
-    assert {f"{name}0" for name in first} | {"distillation_adam0"} == set(second)
-    for name, part in first.items():
-        for key, value in part.items():
-            assert np.array_equal(value, second[f"{name}0"][key]), (name, key)
-    assert first["actor_adam" if base == "ddpg" else "adam"]["steps"] == (50 if base == "ddpg" else 16)
-    assert second["distillation_adam0"]["steps"] == 0
-    logs = [baselines.read_csv(path / "log.csv") for path in (one, other)]
+    theirs = {"ddpg": baselines.DDPGArgs, "ppo": baselines.PPOArgs}[base]
+    changes = {"total_steps": 240, "exploration": exploration}
+    one = train(monkeypatch, getattr(baselines, base), theirs, algo=base, **changes)
+    other = train(monkeypatch, base=base, method="vanilla", **changes)
+    first, second = (torch.load(path / "checkpoint.pt", weights_only=True)["parts"]["agent0"] for path in (one, other))
+    assert set(first) == {name for name in second if not name.startswith("distillation.")}
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert second["optimiser.adams.0.steps"] == (50 if base == "ddpg" else 16)
+    assert second["distillation.adams.0.steps"] == 0
+    logs = [baselines.SavedRun(path).table("log.csv") for path in (one, other)]
     common = set(logs[0]) & set(logs[1]) - {"seconds"}
-    losses = {"critic_loss", "value"} if base == "ddpg" else {"surrogate", "value_loss", "log_std"}
-    assert common == {"step", "agent", "return"} | losses and all(logs[0][name][-1] != 0 for name in losses)
+    assert common >= {"return", *{"ddpg": baselines.DDPG_METRICS, "ppo": baselines.PPO_METRICS}[base]}
     for name in common:
         np.testing.assert_array_equal(logs[0][name], logs[1][name], err_msg=name)
     assert (one / "eval.csv").read_text() == (other / "eval.csv").read_text()
 
-# What this file repeats ----------------------------------------------------------------------------------
+def contents(path):
+    """All that must be equal in two equal runs: log without its clock, evaluation, and what the checkpoint holds."""
+    log = [row.split(",")[:-1] for row in (path / "log.csv").read_text().splitlines()]
+    parts = torch.load(path / "checkpoint.pt", weights_only=True)["parts"]
+    state = [(name, key, np.asarray(value).tobytes()) for name, part in parts.items() for key, value in part.items()]
+    return log, (path / "eval.csv").read_text(), state
 
-def meaning(thing):
-    """The syntax tree, without docstrings and comments."""
-    tree = ast.parse(inspect.getsource(thing))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
+@pytest.mark.parametrize("base", ["ddpg", "ppo"])
+def test_a_stopped_run_ends_bit_identically(monkeypatch, base):
+    """Stopped past a checkpoint and an evaluation after it, in mid-episode, and started again."""
+    changes = {"base": base, "total_steps": 640, "evaluations": 2, "checkpoint_every": 3, "distill_steps": 3}
+    whole = train(monkeypatch, **changes, runs="whole")
+    real_log = baselines.Run.log
 
-REPEATED = """relu_network DeterministicActor ActionCritic linear GaussianActor ddpg_targets ddpg_critic_loss ddpg_actor_loss
-gradient_of ddpg_step ddpg_update exploration Batch gaussian_log_prob ppo_loss value_loss clip_norm ppo_gradients
-ppo_adam_step prepare estimate shuffle"""
+    def log(run, agent, module, metrics):
+        if run.step > 400:
+            raise InterruptedError
+        real_log(run, agent, module, metrics)
 
-@pytest.mark.parametrize("name", REPEATED.split())
-def test_what_both_scripts_define_is_the_same(name):
-    """So that the tests of one hold for the other."""
-    assert getattr(dpd, name) is not getattr(baselines, name)
-    assert meaning(getattr(dpd, name)) == meaning(getattr(baselines, name))
+    monkeypatch.setattr(baselines.Run, "log", log)
+    try:
+        train(monkeypatch, **changes, runs="stopped")
+    except InterruptedError:
+        pass
+    gc.collect()  # the lock on the folder goes with the run
+    monkeypatch.setattr(baselines.Run, "log", real_log)
+    stopped = train(monkeypatch, **changes, runs="stopped")
+    assert contents(stopped) == contents(whole)
+
+def test_two_learners_need_twice_the_warm_up(monkeypatch, capsys):
+    """What ends before learning begins is refused in one line, and leaves no folder. PPO has no warm-up."""
+    with pytest.raises(SystemExit) as stopped:
+        train(monkeypatch, total_steps=480, warm_up=240)
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1 and not Path("runs").exists()
+    assert train(monkeypatch, total_steps=480, warm_up=240, method="vanilla").exists()
+    assert train(monkeypatch, total_steps=480, warm_up=240, base="ppo").exists()
 
 def test_the_defaults_are_the_papers():
-    """Section 4.2, the released code's alpha, and for the rest what baselines.py has."""
-    assert dpd.ALPHA == {"ddpg": 0.75, "ppo": 0.5} and RECENT == 1000
-    assert dpd.DISTILLATION == {"ddpg": (1e-4, 64), "ppo": (1e-5, 256)}
-    ddpg, ppo = learner("ddpg", 0), learner("ppo", 0)
-    assert [layer.out_features for layer in ddpg.actor.net if isinstance(layer, nn.Linear)] == [64, 64, 64, ACT]
-    assert [layer.out_features for layer in ddpg.critic.net if isinstance(layer, nn.Linear)] == [64, 64, 64, 1]
-    assert [layer.out_features for layer in ppo.actor.net if isinstance(layer, nn.Linear)] == [64, 64, ACT]
-    assert [layer.out_features for layer in ppo.critic.net if isinstance(layer, nn.Linear)] == [64, 64, 64, 1]
-    assert ddpg.distillation_adam.learning_rate == 1e-4 and ppo.distillation_adam.learning_rate == 1e-5
-    args = Args()
-    assert (args.base, args.method, args.alpha, args.weighting, args.gamma) == ("ddpg", "dpd", None, "exp", 0.99)
-    assert (args.actor_learning_rate, args.critic_learning_rate, args.critic_decay, args.tau) == (1e-4, 1e-3, 1e-2, 0.01)
-    assert (args.batch_size, args.buffer_size, args.updates, args.warm_up) == (64, 1_000_000, 50, 10_000)
-    assert (args.exploration, args.noise, dpd.CYCLE, ddpg.actor.norm.clip) == ("parameter", 0.2, 100, 5)
-    assert (args.steps_per_iteration, args.epochs, args.minibatches, args.learning_rate) == (2048, 10, 32, 3e-4)
-    assert (args.clip, args.gae_lambda, args.max_grad_norm) == (0.2, 0.95, 0.5)
-    assert (ddpg.actor_adam.learning_rate, ddpg.critic_adam.learning_rate, ppo.adam.learning_rate) == (1e-4, 1e-3, 3e-4)
+    """Section 4.2, and the released code's alpha."""
+    for base, expected in (("ddpg", (0.75, 1e-4, 64)), ("ppo", (0.5, 1e-5, 256))):
+        args = settings(base=base)
+        assert (args.alpha, args.distill_lr, args.distill_batch, args.distill_window) == (*expected, 1000)
+    assert args.distill_steps == 1 and settings(distill_lr=1e-3).distill_lr == 1e-3
+    assert learner("ppo", 0).distillation.adams[0].learning_rate == 1e-5
+    networks = [network for base in ("ddpg", "ppo") for network in (learner(base, 0).actor, learner(base, 0).critic)]
+    sizes = [[layer.out_features for layer in each.net if isinstance(layer, nn.Linear)] for each in networks]
+    assert sizes == [[64, 64, 64, ACT], [64, 64, 64, 1], [64, 64, ACT], [64, 64, 64, 1]]
 
-# What is missing for a figure ----------------------------------------------------------------------------
+# Figures -------------------------------------------------------------------------------------------------
 
-def test_figure_2_by_hand(monkeypatch, tmp_path):
+def fake_run(log="", evaluation="", policies=None, **changes):
+    """The folder of a finished run with these tables (without their headers) and networks by step."""
+    args = Args(env="HalfCheetah-v4", **changes)
+    path = Path(args.runs) / baselines.run_name(args, "dpd")
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"settings": dataclasses.asdict(args)}))
+    (path / "log.csv").write_text("step,agent,return,best_return\n" + log)
+    (path / "eval.csv").write_text("step,agent,eps_te,domain,return\n" + evaluation)
+    for step, networks in (policies or {}).items():
+        torch.save([network.state_dict() for network in networks], path / f"policies-{step}.pt")
+    (path / "figure.png").touch()
+    return path
+
+def test_figure_2_by_hand():
     """One learner's curve, the mean and the better of both of a pair: each point from as many steps of all learners."""
-    rng, paths = np.random.default_rng(0), {"vanilla": [], "dpd": []}
+    rng = np.random.default_rng(0)
     returns = {"vanilla": rng.normal(size=(2, 60, 1)), "dpd": rng.normal(size=(2, 30, 2))}  # seeds, rows, learners
     for method, table in returns.items():
         for seed, rows in enumerate(table):
-            paths[method].append(tmp_path / f"{method}{seed}")
-            paths[method][-1].mkdir()
-            lines = [f"{(t + 1) * 120 // len(rows)},{i},{rows[t, i]}" for t in range(len(rows)) for i in range(rows.shape[1])]
-            (paths[method][-1] / "log.csv").write_text("\n".join(["step,agent,return", *lines]))
-    monkeypatch.setattr(dpd, "look_up", lambda args, by: {("Hopper-v4", method): each for method, each in paths.items()})
-    (axis,) = dpd.figure_2(settings(figure="2")).axes
-    ends = [line.get_ydata()[-1] for line in axis.lines]
+            log = [f"{(t + 1) * 120 // len(rows)},{i},{value},0" for (t, i), value in np.ndenumerate(rows)]
+            fake_run("\n".join(log), method=method, seed=seed)
+    lines = dpd.figure_2(Args(figure="2"))[0].axes[0].lines
     alone, pairs = returns["vanilla"][:, -20:, 0].mean(1), returns["dpd"][:, -10:].mean(1)
-    np.testing.assert_allclose(ends, [alone.mean(), pairs.mean(), pairs.max(1).mean()])
-    assert [line.get_xdata()[-1] for line in axis.lines] == [120, 120, 120] and len(axis.lines[1].get_xdata()) == 30
+    expected = [alone.mean(), pairs.mean(), pairs.max(1).mean()]
+    np.testing.assert_allclose([line.get_ydata()[-1] for line in lines], expected)
+    assert [line.get_xdata()[-1] for line in lines] == [120, 120, 120] and len(lines[1].get_xdata()) == 30
 
-def test_table_1_by_hand(monkeypatch, tmp_path, capsys):
-    """Means of the last tenth's rows, the best episode, and means of the last evaluation at the smallest strength asked for."""
-    rng, paths, expected = np.random.default_rng(0), {}, {}
-    for method, learners in (("vanilla", 1), ("dpd", 2)):
-        statistics, paths["Hopper-v4", method] = [], []
+def test_table_1_by_hand(capsys):
+    """Means of the last tenth's rows, the best episode, and of the last evaluation at the smallest level asked for."""
+    rng, expected = np.random.default_rng(0), []
+    for method, learners in (("dpd", 2), ("vanilla", 1)):
+        statistics = []
         for seed in range(2):
-            path = tmp_path / f"{method}{seed}"
-            path.mkdir()
             returns, best = rng.normal(1000, 900, (2, 40, learners))
-            tests = rng.normal(1000, 900, (2, learners, 2, 2))  # evaluations, learners, strengths, domains
-            lines = [f"{100 * t + 100},{i},{returns[t, i]},{best[t, i]}" for t in range(40) for i in range(learners)]
-            (path / "log.csv").write_text("\n".join(["step,agent,return,best_return", *lines]))
-            lines = [f"{2000 * t + 2000},{i},{(0.2, 0.6)[j]},{k},{value}" for (t, i, j, k), value in np.ndenumerate(tests)]
-            (path / "eval.csv").write_text("\n".join(["step,agent,eps_te,domain,return", *lines]))
+            tests = rng.normal(1000, 900, (2, learners, 2, 2))  # evaluations, learners, levels, domains
+            log = [f"{100 * t + 100},{i},{returns[t, i]},{best[t, i]}" for t in range(40) for i in range(learners)]
+            rows = [f"{2000 * t + 2000},{i},{(0.2, 0.6)[j]},{k},{x}" for (t, i, j, k), x in np.ndenumerate(tests)]
+            fake_run("\n".join(log), "\n".join(rows), method=method, seed=seed, eps_te=(0.6, 0.2))
             late = [returns[t, i] for t in (36, 37, 38, 39) for i in range(learners)]
             final = [(tests[1, i, 0, 0] + tests[1, i, 0, 1]) / 2 for i in range(learners)]
             statistics.append((sum(late) / len(late), max(best.flatten()), sum(final) / learners, max(final)))
-            paths["Hopper-v4", method].append(path)
-        expected[method] = [f"{(a + b) / 2:.0f} +- {abs(a - b) / 2:.0f}" for a, b in zip(*statistics)]
-    assert expected["vanilla"][2] == expected["vanilla"][3] and len(set(expected["dpd"])) == 4
-    monkeypatch.setattr(dpd, "look_up", lambda args, by: paths)
-    dpd.table_1(settings(table="1", eps_te=(0.6, 0.2)))
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("Hopper-v4")]
-    assert rows == [["Hopper-v4", method, "2", *" ".join(cells).split()] for method, cells in expected.items()]
+        cells = [f"{(a + b) / 2:.0f} +- {abs(a - b) / 2:.0f}" for a, b in zip(*statistics)]
+        expected.append(["HalfCheetah-v4", method, "2", *" ".join(cells).split()])
+    dpd.train(Args(table="1", eps_te=(0.6, 0.2)))
+    assert [line.split() for line in capsys.readouterr().out.splitlines() if "HalfCheetah-v4" in line] == expected
 
 @pytest.mark.parametrize(
-    ("together", "alone", "other", "expected"),
+    ("together", "alone", "stages"),
     [
-        ((100, 200, 300, 400, 500, 600), (100, 200, 300, 400), (100, 200, 300, 400), ((200, 100), (400, 200), (600, 300))),
-        ((100, 200, 300), (10, 60, 150, 300), (60, 150, 300), ((100, 60), (200, 60), (300, 150))),  # as near as can be
+        ((100, 200, 300, 400, 500, 600), (100, 200, 300, 400), ((200, 100), (400, 200), (600, 300))),
+        ((100, 200, 300), (60, 150, 300), ((100, 60), (200, 60), (300, 150))),  # as near as can be
     ],
 )
-def test_figure_3_compares_learners_of_one_age(monkeypatch, together, alone, other, expected):
-    """Half of DPD's steps are each learner's; the title says so, and how old the others are if that is not the same."""
-    paths = [Path(name) for name in ("together", "alone", "other")]
-    kept, asked = dict(zip(paths, (together, alone, other))), []
+def test_figure_3_by_hand(monkeypatch, together, alone, stages):
+    """Above Q(s, mu(s)) of ten states, below the distances between actions in a hundred, of a pair and of two alone.
 
-    def networks_of(path, step):
-        asked.append((path, step))
-        torch.manual_seed(step)
-        reach = np.ones(6, np.float32)
-        return [(dpd.DeterministicActor(17, reach), dpd.ActionCritic(17, 6)) for _ in range(2)]
-
-    monkeypatch.setattr(dpd, "look_up", lambda args, by: {("dpd",): paths[:1], ("vanilla",): paths[1:]})
-    monkeypatch.setattr(dpd, "steps_of", lambda path: list(kept[path]))
-    monkeypatch.setattr(dpd, "networks_of", networks_of)
-    figure = dpd.figure_3(settings(figure="3"))
-    assert asked[1:] == [pair for step, age in expected for pair in zip(paths, (step, age, age))]
-    for axis, (step, age) in zip(figure.axes, expected):
-        says = f"{step // 2} steps of each learner" if age == step / 2 else f"DPD {step // 2}, DDPG {age} steps"
-        assert says in axis.get_title()
-
-def test_figure_3_by_hand(monkeypatch):
-    """Above Q(s, mu(s)) of ten states, below the distances between actions in a hundred, of a pair and of two alone."""
-    paths, made, visits = [Path(name) for name in ("together", "alone", "other")], {}, []
-    steps = dict(zip(paths, ([200, 400, 600], [100, 200, 300], [100, 200, 300])))
-
-    def networks_of(path, step):
-        torch.manual_seed(1000 * paths.index(path) + step)
-        reach = np.full(6, 0.5, np.float32)
-        made[path, step] = [(dpd.DeterministicActor(17, reach), dpd.ActionCritic(17, 6)) for _ in range(2)]
-        for network in sum(made[path, step], ()):
-            [layer for layer in network.net if isinstance(layer, nn.Linear)][-1].weight.normal_(0, 0.3)
-        return made[path, step]
+    All are of one age: half of DPD's steps are each learner's. The title says how old, and where that is not the same.
+    """
+    torch.manual_seed(0)
+    made, visits, scale = {}, [], np.full(6, 0.5, np.float32)
+    runs = ("pair", "dpd", 0, together), ("one", "vanilla", 0, alone), ("other", "vanilla", 1, alone)
+    for name, method, seed, steps in runs:
+        made[name] = {step: [dpd.DeterministicActor(17, scale), dpd.ActionCritic(17, 6)] for step in steps}
+        for step in steps if method == "dpd" else ():
+            made[name][step] += [dpd.DeterministicActor(17, scale), dpd.ActionCritic(17, 6)]
+        for network in sum(made[name].values(), []):
+            [layer for layer in network.net if isinstance(layer, nn.Linear)][-1].weight.data.normal_(0, 0.3)
+        fake_run(policies=made[name], method=method, seed=seed)
 
     def rollout(env, policy, std, domain, number, rng):
         data = baselines.rollout(env, policy, std, domain, number, rng)
         visits.append((policy, std, data.obs, copy.deepcopy(rng)))
         return data
 
-    monkeypatch.setattr(dpd, "look_up", lambda args, by: {("dpd",): paths[:1], ("vanilla",): paths[1:]})
-    monkeypatch.setattr(dpd, "steps_of", steps.get)
-    monkeypatch.setattr(dpd, "networks_of", networks_of)
     monkeypatch.setattr(dpd, "rollout", rollout)
-    axes = dpd.figure_3(settings(figure="3", seed=1)).axes
+    axes = dpd.figure_3(Args(figure="3", base="ppo"))[0].axes  # the base is DDPG's whatever is said
     ((policy, std, visited, rng),) = visits
     states = torch.as_tensor(rng.permutation(visited)[:100])
-    assert visited.shape == (2000, 17) and not std.any()
-    last = baselines.numpy_policy(made[paths[1], 300][0][0])
-    assert all(np.array_equal(policy(obs), last(obs)) for obs in visited[:20])
-    for top, bottom, age in zip(axes[:3], axes[3:], (100, 200, 300)):
-        pairs = made[paths[0], 2 * age], [made[path, age][0] for path in paths[1:]]
-        assert [line.get_label() for line in top.lines] == ["DPD-1", "DPD-2", "DDPG-1", "DDPG-2"]
-        for line, (actor, critic) in zip(top.lines, [*pairs[0], *pairs[1]]):
-            values = [critic(obs[None], actor(obs[None])).item() for obs in states[:10]]
-            np.testing.assert_allclose(line.get_ydata(), values, rtol=1e-4, atol=1e-5)
-        for (one, _), (other, _), line, mean in zip(*zip(*pairs), bottom.lines[::2], bottom.lines[1::2]):
-            distances = [math.dist(one(obs[None])[0].tolist(), other(obs[None])[0].tolist()) for obs in states]
-            assert min(distances) > 0.01
+    last = baselines.numpy_policy(made["one"][max(alone)][0])
+    assert visited.shape == (2000, 17) and not std.any() and np.array_equal(policy(visited[0]), last(visited[0]))
+    for top, bottom, (step, age) in zip(axes[:3], axes[3:], stages):
+        says = f"{step // 2} steps of each learner" if age == step / 2 else f"DPD {step // 2}, DDPG {age} steps"
+        assert says in top.get_title()
+        first, critic, second, other_critic = made["pair"][step]
+        pairs = {"DPD": (first, critic, second, other_critic), "DDPG": (*made["one"][age], *made["other"][age])}
+        expected = {}
+        for name, (actor, critic, other_actor, other_critic) in pairs.items():
+            expected[f"{name}-1"] = [critic(obs[None], actor(obs[None])).item() for obs in states[:10]]
+            expected[f"{name}-2"] = [other_critic(obs[None], other_actor(obs[None])).item() for obs in states[:10]]
+        assert {line.get_label() for line in top.lines} == set(expected)
+        for line in top.lines:
+            np.testing.assert_allclose(line.get_ydata(), expected[line.get_label()], rtol=1e-4, atol=1e-5)
+        for line, (name, (actor, _, other_actor, _)) in zip(bottom.lines, pairs.items()):
+            distances = [math.dist(actor(obs[None])[0].tolist(), other_actor(obs[None])[0].tolist()) for obs in states]
+            assert line.get_label() == f"{name}, mean {np.mean(distances):.2f}" and min(distances) > 0.01
             np.testing.assert_allclose(line.get_ydata(), distances, rtol=1e-4, atol=1e-5)
-            assert mean.get_ydata() == pytest.approx([sum(distances) / 100] * 2, rel=1e-4)
-
-def test_missing_runs_are_named_by_the_commands_that_make_them(monkeypatch, tmp_path, capsys):
-    """With every setting that was given, in a form that a shell and the script read back; nothing that is as usual."""
-    given = ["--table", "1", "--base", "ppo", "--weighting", "hard", "--total-steps", "40960", "--runs", str(tmp_path / "a b")]
-    monkeypatch.setattr(sys, "argv", ["dpd.py", *given])
-    with pytest.raises(SystemExit):
-        dpd.main()
-    commands = [line.strip() for line in capsys.readouterr().out.splitlines() if "python dpd.py" in line]
-    assert len(commands) == 2 and not any("--alpha" in command or "--env" not in command for command in commands)
-    for method, command in zip(("dpd", "vanilla"), commands):
-        monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
-        args = dpd.parse_args(dpd.Args, "")
-        expected = (method, "ppo", "hard", 40_960, str(tmp_path / "a b"), (0, 1, 2), "")
-        assert (args.method, args.base, args.weighting, args.total_steps, args.runs, args.seeds, args.table) == expected

@@ -5,7 +5,6 @@ computation of the test's own: Newton's second law, a model that MuJoCo compiled
 environment from Gymnasium.
 """
 
-import os
 import subprocess
 import sys
 import warnings
@@ -165,16 +164,6 @@ def test_wind_accelerates_the_whole_body_by_force_over_mass(env_id):
     for wind, factor in ((4.0, 1.0), (4.0, 1.0), (-3.0, 0.6), (0.0, 1.0)):
         env.reset(seed=0, options={"domain": Domain(wind=wind, mass=factor)})
         expected = [wind / (mass * factor), 0, -G]
-        np.testing.assert_allclose(acceleration(env), [expected] * 4, atol=1e-3)
-
-
-@pytest.mark.parametrize("env_id", ["Walker2d-v4", "Humanoid-v5"])
-def test_a_sampled_domain_is_the_one_in_force(env_id):
-    env = make_env(env_id, eps=1.0)
-    mass = compiled(env).body_mass.sum()
-    for seed in range(3):
-        domain = env.reset(seed=seed)[1]["domain"]
-        expected = [domain.wind / (mass * domain.mass), 0, -G * domain.gravity]
         np.testing.assert_allclose(acceleration(env), [expected] * 4, atol=1e-3)
 
 
@@ -408,23 +397,6 @@ def test_humanoids_see_nominal_inertias_and_no_wind_in_flight(env_id):
         assert not forces.any()
 
 
-def test_wrapping_leaves_the_environment_as_it_was():
-    plain = gym.make("Humanoid-v5")
-    plain.reset(seed=0)
-    plain.step(plain.action_space.high)
-    obs, model = plain.unwrapped._get_obs(), model_bytes(plain)
-    RandomisedEnv(plain, 1.0)
-    assert np.array_equal(plain.unwrapped._get_obs(), obs) and model_bytes(plain) == model
-
-
-@pytest.mark.parametrize("wrapper", [lambda env: gym.wrappers.FrameStackObservation(env, 2), gym.wrappers.NormalizeObservation])
-def test_humanoid_under_an_observation_wrapper_is_refused(wrapper):
-    """One that changes the shape of what is seen, and one that does not; robots that do not see masses take either."""
-    with pytest.raises(ValueError, match="inside observation wrappers"):
-        RandomisedEnv(gym.wrappers.TimeLimit(wrapper(gym.make("Humanoid-v5")), 50))
-    RandomisedEnv(wrapper(gym.make("Hopper-v5")))
-
-
 @pytest.mark.parametrize("env_id", ENVS)
 def test_eps_0_is_the_plain_environment_bit_for_bit(env_id):
     ours, theirs = (rollout(env, 1010, 1) for env in (make_env(env_id), gym.make(env_id)))  # past the time limit
@@ -497,11 +469,6 @@ def test_sampled_joint_offsets_are_independent_and_change_nothing_else():
         assert getattr(root, name) == getattr(joints, name) != getattr(Domain(), name)
 
 
-def test_eps_0_samples_the_nominal_domain():
-    assert sample_domain(0.0, np.random.default_rng(0)) == Domain()
-    assert sample_domain(0.0, np.random.default_rng(0), 3) == Domain(position=(0.0,) * 3)
-
-
 @pytest.mark.parametrize("eps", [-0.01, 1.01, float("nan"), float("inf")])
 def test_eps_outside_0_to_1_raises(eps):
     with pytest.raises(ValueError, match="eps"):
@@ -527,11 +494,6 @@ def test_eps_outside_0_to_1_raises(eps):
 def test_a_domain_that_cannot_be_raises(values):
     with pytest.raises(ValueError):
         Domain(**values)
-
-
-def test_an_unknown_init_raises():
-    with pytest.raises(ValueError, match="init"):
-        RandomisedEnv(gym.make("Hopper-v5"), 0.5, "hands")
 
 
 # Seeds and information -----------------------------------------------------------------------------------
@@ -579,22 +541,6 @@ def test_info_names_the_domain_in_force():
     assert "x_position" in info and "x_position" in step_info  # the environment's own information is still there
 
 
-def test_other_options_reach_the_environment():
-    class Recorder(gym.Wrapper):
-        def reset(self, *, seed=None, options=None):
-            self.seen = (seed, options)
-            return self.env.reset(seed=seed, options=options)
-
-    recorder = Recorder(gym.make("Hopper-v5"))
-    env, options = RandomisedEnv(recorder), {"domain": Domain(wind=1), "depth": 3}
-    env.reset(seed=6, options=options)
-    assert recorder.seen == (6, {"depth": 3}) and options == {"domain": Domain(wind=1), "depth": 3}
-    env.reset(options={"depth": 4})
-    assert recorder.seen == (None, {"depth": 4})
-    env.reset()
-    assert recorder.seen == (None, None)
-
-
 # make_env and the command line ---------------------------------------------------------------------------
 
 
@@ -608,28 +554,6 @@ def test_make_env_keeps_the_time_limit_and_passes_arguments_on():
     assert with_x.observation_space.shape == (18,) == with_x.reset()[0].shape
 
 
-def test_make_env_quiets_the_out_of_date_warning_and_no_other():
-    def rattling(**kwargs):
-        warnings.warn("loose screw", stacklevel=1)
-        warnings.warn("old bolt", DeprecationWarning, stacklevel=1)
-        return gym.make("Hopper-v5", **kwargs).unwrapped
-
-    def heard(env_id, *makers):
-        with warnings.catch_warnings(record=True) as record:
-            warnings.simplefilter("always")
-            for make in makers:
-                make(env_id)
-        return [str(warning.message) for warning in record]
-
-    gym.register("Rattling-v0", rattling)
-    try:
-        assert heard("Rattling-v0", make_env) == ["loose screw", "old bolt"]
-    finally:
-        del gym.registry["Rattling-v0"]
-    assert heard("Walker2d-v4", make_env) == []
-    assert len(heard("Walker2d-v4", make_env, gym.make)) == 1  # there is something to quiet, and not for good
-
-
 @pytest.mark.parametrize(
     ("env_id", "arguments", "message"),
     [
@@ -641,8 +565,8 @@ def test_make_env_quiets_the_out_of_date_warning_and_no_other():
         ("Walker2d-v5", {"xml_file": "/nowhere.xml"}, "nowhere.xml"),
         ("Walker2d-v5", {"xml_file": "./broken.xml"}, "XML"),
         ("Reacher-v5", {"xml_file": "hopper.xml"}, "fingertip"),
-        ("Walker2d-v4", {"xml_file": "hopper.xml"}, "Walker2d-v4: it takes no xml_file; Walker2d-v5 does$"),
-        ("Walker2d-v5", {"engines": 2}, "Walker2d-v5: it takes no engines$"),
+        ("Walker2d-v4", {"xml_file": "hopper.xml"}, "Walker2d-v4: .*unexpected keyword argument 'xml_file'"),
+        ("Hopper-v5", {"init": "hands"}, "init"),
         ("Walker2d-v5", {"eps": 1.5}, "eps"),
     ],
 )
@@ -671,59 +595,37 @@ def test_other_environments_work(env_id, init):
             np.testing.assert_array_equal(env.data.qpos, twin.unwrapped.data.qpos)
 
 
-def command(tmp_path, *arguments):
-    """Exit status and the two outputs of the program, and the names of the files that it made."""
-    before = set(tmp_path.rglob("*"))
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
-    done = subprocess.run([sys.executable, str(FILE), *arguments], cwd=tmp_path, env=environment,
-                          capture_output=True, text=True, timeout=100)  # fmt: skip
-    made = {str(path.relative_to(tmp_path)) for path in set(tmp_path.rglob("*")) - before}
-    return done.returncode, done.stdout, done.stderr, made
+def test_make_env_is_quiet(capfd):
+    """Neither Gymnasium about its v4 nor MuJoCo about HalfCheetah's file says anything; other warnings are heard."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        make_env("HalfCheetah-v4")
+        assert not heard and capfd.readouterr() == ("", "")
+        gym.make("HalfCheetah-v4")
+    assert len(heard) == 1 and "settotalmass" in capfd.readouterr().err  # there is something to quiet, and not for good
 
 
-def figure(path):
-    from matplotlib.image import imread
-
-    return imread(path, format="png")[..., :3]
+def program(tmp_path, *arguments):
+    """Exit status and outputs of the program."""
+    done = subprocess.run([sys.executable, str(FILE), *arguments], cwd=tmp_path, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_the_program_draws_what_randomisation_does(tmp_path):
-    status, out, err, made = command(tmp_path, "--env", "Walker2d-v4", "--eps", "0.5", "--out", "new/X.png")
-    assert (status, err, made) == (0, "", {"new", "new/X.png"})
-    assert "0.875 to 1.125" in out and "-2.5 to 2.5 N" in out and "23.68 kg" in out
-    image = figure(tmp_path / "new/X.png")
-    assert min(image.shape[:2]) > 500 and 0.01 < (image.mean(axis=2) < 0.9).mean() < 0.5
-    blue, red = (np.all(np.abs(image - colour) < 0.02, axis=2).sum() for colour in (
-        (0.122, 0.467, 0.706), (0.839, 0.153, 0.157)))  # fmt: skip
-    assert blue > 1000 and red > 1000  # the curves of both ends
+    from matplotlib.image import imread
+
+    status, out, err = program(tmp_path, "--env", "Walker2d-v4", "--eps", "0.5")
+    assert (status, err) == (0, "") and "0.875 to 1.125" in out and "+- 2.5 N" in out and "23.68 kg" in out
+    image = imread(tmp_path / "runs/domains-Walker2d-v4-eps0.5.png")[..., :3]
+    for colour in ((0.122, 0.467, 0.706), (0.839, 0.153, 0.157)):  # the curves of both ends
+        assert np.all(np.abs(image - colour) < 0.02, axis=2).sum() > 1000
 
 
-def test_the_program_takes_a_model_of_ones_own_and_a_name_without_suffix(tmp_path):
-    modified(tmp_path, "hopper.xml", ('<body name="thigh"', BACKPACK + '<body name="thigh"'))
-    status, out, err, made = command(tmp_path, "--env", "Hopper-v5", "--xml-file", "hopper.xml", "--init", "joints",
-                                     "--eps", "1", "--domains", "2", "--out", "X")  # fmt: skip
-    assert (status, err, made) == (0, "", {"X"})
-    assert "17.82 kg" in out and "5 links" in out
-    assert figure(tmp_path / "X").std() > 0.05
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--env", "Walker3d-v1"], "Walker3d"),
-        (["--env", "CartPole-v1"], "not a MuJoCo environment"),
-        (["--eps", "2"], "eps"),
-        (["--eps", "much"], "eps"),
-        (["--seed", "-1"], "seed"),
-        (["--init", "hands"], "init"),
-        (["--env", "Walker2d-v5", "--xml-file", "missing.xml"], "missing.xml"),
-        (["--env", "Walker2d-v4", "--xml-file", "missing.xml"], "Walker2d-v5 does"),
-        (["--env", "Hopper-v5", "--out", "new/X.song"], "song"),
-        (["--env", "Hopper-v5", "--out", "taken/X.png"], "taken"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--env", "Walker3d-v1"], "Walker3d"), (["--env", "CartPole-v1"], "not a MuJoCo environment"), (["--eps", "2"], "eps"),
+    (["--eps", "much"], "eps"), (["--init", "hands"], "init"), (["--seed", "-1"], "non-negative"),
+    (["--env", "Walker2d-v5", "--xml-file", "missing.xml"], "missing.xml"),
+])  # fmt: skip
 def test_the_program_says_in_one_line_what_is_wrong(tmp_path, arguments, message):
-    (tmp_path / "taken").write_text("a file where a folder should go")
-    status, _, err, made = command(tmp_path, *arguments)
-    assert (status, made) == (2, set())
-    assert message in err and err.count("\n") == 1 and err.endswith("\n")
+    status, _, err = program(tmp_path, *arguments)
+    assert status == 2 and message in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
