@@ -1,0 +1,30 @@
+"""For all tests: the scripts can be imported, and what is written goes below a folder of the test's own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    for warning in (".*is out of date:DeprecationWarning", ".*settotalmass:UserWarning"):  # Gymnasium's v4, HalfCheetah
+        config.addinivalue_line("filterwarnings", f"ignore:{warning}")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs go below the current directory, and so does MuJoCo's log."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """A run that is finished draws and prints nothing."""
+    from baselines import SavedRun
+
+    monkeypatch.setattr(SavedRun, "draw", lambda run: None)
+    monkeypatch.setattr(SavedRun, "print_table", lambda run: None)

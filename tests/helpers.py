@@ -1,0 +1,38 @@
+"""What several files of tests need."""
+
+import json
+from pathlib import Path
+
+import torch
+
+import baselines
+
+
+def flat(tensors):
+    """All entries of some tensors, or of a network's parameters, as one vector."""
+    tensors = tensors.parameters() if isinstance(tensors, torch.nn.Module) else tensors
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def finite_difference(function, parameter, index, step=1e-6):
+    """Central difference of function() with respect to one entry of a parameter."""
+    entries = parameter.data.view(-1)
+    before, values = entries[index].item(), []
+    for sign in (1, -1):
+        entries[index] = before + sign * step
+        values.append(function().item())
+    entries[index] = before
+    return (values[0] - values[1]) / (2 * step)
+
+
+def write_run(args, script, policies=None, **tables):
+    """A finished run's folder by hand: networks by step, and tables {name without .csv: [header, *rows]}."""
+    path = Path(args.runs) / baselines.run_name(args, script)
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"settings": vars(args)}))
+    for name, rows in tables.items():
+        (path / f"{name}.csv").write_text("\n".join(",".join(map(str, row)) for row in rows) + "\n")
+    for step, networks in (policies or {}).items():
+        torch.save([network.state_dict() for network in networks], path / f"policies-{step}.pt")
+    (path / "figure.png").touch()
+    return baselines.SavedRun(path)
