@@ -66,7 +66,6 @@ import argparse
 import copy
 import csv
 import dataclasses
-import datetime
 import inspect
 import json
 import math
@@ -75,11 +74,10 @@ import re
 import subprocess
 import sys
 import time
-import typing
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 import gymnasium as gym
 import mujoco
@@ -89,12 +87,6 @@ from torch import nn
 from torch.optim.adam import adam
 
 from randomised_envs import Domain, Parser, RandomisedEnv, check_eps, make_env, sample_domain
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing here keeps two processes out of one folder
-    fcntl = None
-
 
 @dataclasses.dataclass
 class RunArgs:
@@ -209,6 +201,10 @@ class Batch(NamedTuple):
     advantages: torch.Tensor  # (N,)
     targets: torch.Tensor  # (N,) V^targ
 
+    def explained_variance(self) -> float:
+        """1 - Var(targets - values) / Var(targets): how much the critic knows; 1 is best."""
+        return 1 - (self.advantages.var() / (self.targets.var() + 1e-8)).item()
+
 
 def gaussian_log_prob(mean, log_std, actions):
     """log Normal(actions; mean, exp(log_std)), summed over action dimensions: (N, act) -> (N,)."""
@@ -233,13 +229,10 @@ def normalise_advantages(advantages):
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
-PPO_METRICS = (
-    "surrogate",  # Eq. (7), negated
-    "value_loss",  # in units of scaled reward, squared
-    "log_std",  # of the actions, mean over their dimensions
-    "approx_kl",  # KL(old || new) of this iteration's steps, estimated from the sampled actions
-    "clip_fraction",  # part of the steps whose ratio is clipped
-)
+# surrogate: Eq. (7), negated. value_loss: in units of scaled reward, squared. log_std: of the actions, mean over their
+# dimensions. approx_kl: KL(old || new) of this iteration's steps, estimated from the sampled actions. clip_fraction:
+# part of the steps whose ratio is clipped.
+PPO_METRICS = "surrogate", "value_loss", "log_std", "approx_kl", "clip_fraction"
 
 
 def ppo_losses(actor, critic, batch, args):
@@ -264,25 +257,22 @@ class PPOAgent(nn.Module):
     def __init__(self, actor: nn.Module, critic: nn.Module, args):
         super().__init__()
         self.actor, self.critic, self.reward_scale = actor, critic, RunningNorm(())
-        settings = {"eps": 1e-5, "max_grad_norm": args.max_grad_norm}
-        self.optimiser = Optimiser([actor, critic], args.learning_rate, args, **settings)
+        self.optimiser = Optimiser([actor, critic], args.learning_rate, args, 1e-5, args.max_grad_norm)
 
 
 @torch.no_grad()
 def compute_advantages(agent, rollouts: list[Rollout], args):                                           # Eq. (11)
     """Advantages and value targets by the agent's present critic, two tensors (N,), of its rollouts in their order."""
-    scale, advantages, targets = agent.reward_scale.std().item(), [], []
+    scale, discounts, estimates = agent.reward_scale.std().item(), (args.gamma, args.gae_lambda), []
     for data in rollouts:
         ends = data.ends.nonzero()[0]  # elsewhere the next observation is the following row, and is not valued twice
         both = [torch.as_tensor(obs, device=args.device) for obs in (data.obs, data.next_obs[ends])]
         values, last_values = (agent.critic(obs).double().cpu().numpy() for obs in both)
         next_values = np.roll(values, -1)
         next_values[ends] = last_values
-        discounts = args.gamma, args.gae_lambda
-        advantages.append(gae(data.rewards / scale, values, next_values, data.terminated, data.ends, *discounts))
-        targets.append(advantages[-1] + values)
-    arrays = np.concatenate(advantages), np.concatenate(targets)
-    return [torch.as_tensor(array, dtype=torch.float32, device=args.device) for array in arrays]
+        advantages = gae(data.rewards / scale, values, next_values, data.terminated, data.ends, *discounts)
+        estimates.append((advantages, advantages + values))
+    return [torch.as_tensor(np.concatenate(each), dtype=torch.float32, device=args.device) for each in zip(*estimates)]
 
 
 @torch.no_grad()
@@ -326,14 +316,11 @@ def ppo(args):
         for network in (agent.actor, agent.critic):  # only now: the data was used with the old statistics
             network.norm.update(data.obs)
 
-        means = (metrics / (args.epochs * args.minibatches)).tolist()
-        unexplained = (batch.advantages.var() / (batch.targets.var() + 1e-8)).item()
-        run.log(0, agent, {  # means over the iteration's minibatches; in the first, which has none, they are 0
-            "return": data.returns.mean(),  # of the finished episodes; if there is none, of the unfinished one
-            "episodes": len(data.returns),
-            **dict(zip(PPO_METRICS, means)),
-            "explained_variance": 1 - unexplained,  # of the targets, by the critic; 1 is best
-        })
+        # The return is that of the finished episodes; if there is none, of the unfinished one. Metrics are means over
+        # minibatches, in the first iteration 0.
+        row = {"return": data.returns.mean(), "episodes": len(data.returns)}
+        row |= zip(PPO_METRICS, (metrics / (args.epochs * args.minibatches)).tolist())
+        run.log(0, agent, row | {"explained_variance": batch.explained_variance()})
         if run.evaluation_due:
             run.write("eval.csv", evaluate(envs, {0: numpy_policy(agent.actor)}, args.eps_te, args.eval_domains))
 
@@ -365,12 +352,11 @@ class DDPGArgs(SharedArgs):
 
 def relu_network(inputs: int, outputs: int) -> nn.Sequential:
     """Three hidden layers of 64 ReLU, each normalised. The last weights are small: the first outputs are near zero."""
-    net = nn.Sequential(
-        nn.Linear(inputs, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(),
-        nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, outputs),
-    )
-    nn.init.uniform_(net[-1].weight, -3e-3, 3e-3)
-    nn.init.uniform_(net[-1].bias, -3e-3, 3e-3)
+    sizes = (inputs, 64), (64, 64), (64, 64)
+    layers = [layer for size in sizes for layer in (nn.Linear(*size), nn.LayerNorm(64), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.Linear(64, outputs))
+    for parameter in net[-1].parameters():
+        nn.init.uniform_(parameter, -3e-3, 3e-3)
     return net
 
 
@@ -405,7 +391,7 @@ class ActionCritic(nn.Module):
 
 
 def ddpg_targets(target_actor, target_critic, batch, gamma):                                             # Eq. (5)
-    """y = r + gamma Q'(s', mu'(s')), and just r where the robot died. (N,)"""
+    """y = r + gamma Q'(s', mu'(s')), and just r where the episode terminated. (N,)"""
     futures = target_critic(batch.next_obs, target_actor(batch.next_obs))
     assert futures.shape == batch.rewards.shape == batch.terminated.shape
     return (batch.rewards + gamma * (1 - batch.terminated) * futures).detach()
@@ -533,12 +519,9 @@ def ddpg(args):
             for minibatch in minibatches.unbind():
                 metrics += agent.update(buffer.split(minibatch), args)
             updates += args.updates
-        means = (metrics / max(updates, 1)).tolist()
-        run.log(0, agent, {
-            "return": np.mean(returns or [stream.last_return]),  # of the finished episodes; if none, the last one's
-            "episodes": len(returns),
-            **dict(zip(DDPG_METRICS, means)),  # means over the row's updates; 0 if there were none
-        })
+        # The return is that of the finished episodes; if there is none, of the last one. Metrics are means of updates.
+        row = {"return": np.mean(returns or [stream.last_return]), "episodes": len(returns)}
+        run.log(0, agent, row | dict(zip(DDPG_METRICS, (metrics / max(updates, 1)).tolist())))
         if run.evaluation_due:
             run.write("eval.csv", evaluate(envs[:-1], {0: numpy_policy(agent.actor)}, args.eps_te, args.eval_domains))
 
@@ -556,7 +539,6 @@ class SACArgs(SharedArgs):
     batch_size: int = 256  # transitions for an update
     buffer_size: int = 1_000_000  # transitions that are remembered
     warm_up: int = 10_000  # steps with random actions at the beginning
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of float32 products; less may mean bfloat16
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -636,7 +618,7 @@ def squash(policy, noise):                                                      
 
 
 def sac_targets(actor, target_critic, alpha, batch, noise, gamma):                                     # Eq. (6)
-    """y = r + gamma (min_i Q'_i(s', a') - alpha log pi(a'|s')), and just r where the robot died. (N,)"""
+    """y = r + gamma (min_i Q'_i(s', a') - alpha log pi(a'|s')), and just r where the episode terminated. (N,)"""
     actions, log_probs = squash(actor(batch.next_obs), noise)
     futures = target_critic(batch.next_obs, actor.action_scale * actions).min(0).values - alpha * log_probs
     assert futures.shape == batch.rewards.shape == batch.terminated.shape
@@ -695,8 +677,8 @@ class SACAgent(nn.Module):
         super().__init__()
         self.actor, self.critic, self.target_critic = actor, critic, copy.deepcopy(critic)
         self.temperature = nn.ParameterDict({"log_alpha": torch.zeros(1)})
-        self.critic_optimiser = Optimiser(
-            [critic], args.learning_rate, args, targets=[self.target_critic], tau=args.tau)
+        targets = {"targets": [self.target_critic], "tau": args.tau}
+        self.critic_optimiser = Optimiser([critic], args.learning_rate, args, **targets)
         self.actor_optimiser = Optimiser([actor, self.temperature], [args.learning_rate] * 2, args)
 
     def update(self, batch, noise, args, pool):
@@ -752,12 +734,9 @@ def sac(args):
             if step >= args.warm_up:
                 metrics += agent.update(*sac_batch(buffer, args, rng), args, pool)
                 updates += 1
-        means = (metrics / max(updates, 1)).tolist()
-        run.log(0, agent, {
-            "return": np.mean(returns or [stream.last_return]),  # of the finished episodes; if none, the last one's
-            "episodes": len(returns),
-            **dict(zip(SAC_METRICS, means)),  # means over the row's updates; 0 if there were none
-        })
+        # As in DDPG.
+        row = {"return": np.mean(returns or [stream.last_return]), "episodes": len(returns)}
+        run.log(0, agent, row | dict(zip(SAC_METRICS, (metrics / max(updates, 1)).tolist())))
         if run.evaluation_due:
             policies = {0: squashed_policy(agent.actor)}
             run.write("eval.csv", evaluate(envs[:-1], policies, args.eps_te, args.eval_domains))
@@ -804,7 +783,6 @@ def set_up_torch(args):
     """
     set_up_thread()
     torch.manual_seed(args.seed)
-    torch.set_float32_matmul_precision(getattr(args, "matmul_precision", "highest"))
     try:
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -835,13 +813,11 @@ def workers(number: int) -> ThreadPoolExecutor:
 def one_vector(*networks: nn.Module) -> torch.Tensor:
     """All parameters of the networks as one vector, of which each is a view (from now on, if it was not yet)."""
     parameters = [parameter for network in networks for parameter in network.parameters()]
-    sizes = [parameter.numel() for parameter in parameters]
-    first, last = parameters[0].data, parameters[-1].data
-    if last.data_ptr() - first.data_ptr() == first.element_size() * sum(sizes[:-1]):  # a part of a network that has one
-        return first.as_strided((sum(sizes),), (1,))
-    vector = torch.cat([parameter.detach().flatten() for parameter in parameters])
-    for parameter, piece in zip(parameters, vector.split(sizes)):
-        parameter.data = piece.view_as(parameter)
+    first, last, size = parameters[0].data, parameters[-1].data, sum(each.numel() for each in parameters)
+    if last.data_ptr() + last.nbytes == first.data_ptr() + first.element_size() * size:  # a part of one that has one
+        return first.as_strided((size,), (1,))
+    vector = nn.utils.parameters_to_vector(parameters).detach()
+    nn.utils.vector_to_parameters(vector, parameters)
     return vector
 
 
@@ -908,22 +884,17 @@ def gradient_step(optimiser, losses, *arguments):
     values, metrics = losses(*arguments)
     values, new = iter(values), []
     for group, vector, adam in zip(optimiser.groups, optimiser.vectors, optimiser.adams):
-        gradients = [gradient_of(next(values), network) for network in group]
-        if optimiser.max_grad_norm < math.inf:
-            gradients = [clip_norm(gradient, optimiser.max_grad_norm) for gradient in gradients]
+        gradients = [gradient_of(next(values), network, optimiser.max_grad_norm) for network in group]
         new.append(adam(vector, torch.cat(gradients)))
     new += [target.lerp(value, optimiser.tau) for target, value in zip(optimiser.target_vectors, new)]
     return new, torch.stack(metrics).detach() if metrics else None
 
 
-def gradient_of(loss, network):
-    """Gradient of a loss by a network's parameters, as one vector."""
-    return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, tuple(network.parameters()))])
-
-
-def clip_norm(gradient, max_norm):
-    """Scale a gradient so that its norm is at most max_norm."""
-    return gradient * (max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+def gradient_of(loss, network, max_norm):
+    """Gradient of a loss by a network's parameters as one vector, scaled down so that its norm is at most max_norm."""
+    gradients = torch.autograd.grad(loss, tuple(network.parameters()))
+    gradient = torch.cat([each.flatten() for each in gradients])
+    return gradient if max_norm == math.inf else gradient * (max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
 
 
 # =========================================================================================================
@@ -931,41 +902,30 @@ def clip_norm(gradient, max_norm):
 # =========================================================================================================
 
 
+def layer_norm(weight, bias, x):
+    """nn.LayerNorm of a vector."""
+    size, eps = np.float32(len(x)), np.float32(1e-5)  # torch's default
+    x = x - x.sum() / size
+    return x * (weight / np.sqrt(x.dot(x) / size + eps)) + bias
+
+
+NUMPY_LAYERS = {  # functions of a layer's parameters and x
+    nn.Linear: lambda weight, bias, x: weight.dot(x) + bias, nn.LayerNorm: layer_norm,
+    nn.Tanh: np.tanh, nn.ReLU: partial(np.maximum, np.float32(0)),
+}  # fmt: skip
+
+
 def numpy_network(net: nn.Sequential, copy: bool = True):
     """Layers as a function of one vector (inputs,) -> (outputs,) float32, in numpy.
 
     For a single vector numpy takes 3 us where torch takes 18. A copy does not change while it is used.
     """
-    relu = partial(np.maximum, np.float32(0))
-    functions = {nn.Linear: affine, nn.LayerNorm: layer_norm, nn.Tanh: np.tanh, nn.ReLU: relu}
     layers = []
     for module in net:
         weights = [parameter.detach().cpu().numpy() for parameter in module.parameters()]
         weights = [weight.copy() for weight in weights] if copy else weights
-        layers.append(partial(functions[type(module)], *weights))
-
-    def network(x):
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    return network
-
-
-def affine(weight, bias, x):
-    """weight x + bias."""
-    x = weight.dot(x)
-    x += bias
-    return x
-
-
-def layer_norm(weight, bias, x):
-    """x less its mean, over its standard deviation, times weight, plus bias."""
-    size, eps = np.float32(len(x)), np.float32(1e-5)  # torch's default
-    x = x - x.sum() / size
-    x *= weight / np.sqrt(x.dot(x) / size + eps)
-    x += bias
-    return x
+        layers.append(partial(NUMPY_LAYERS[type(module)], *weights))
+    return lambda x: reduce(lambda y, layer: layer(y), layers, x)
 
 
 def numpy_policy(actor: nn.Module):
@@ -988,8 +948,8 @@ class Rollout(NamedTuple):
     actions: np.ndarray  # (T, act) float32, before clipping to the action space
     rewards: np.ndarray  # (T,)
     next_obs: np.ndarray  # (T, obs) float32, where an episode ends its last observation
-    terminated: np.ndarray  # (T,) bool: died
-    ends: np.ndarray  # (T,) bool: terminated, truncated, or last step of the rollout
+    terminated: np.ndarray  # (T,) bool: the robot fell
+    ends: np.ndarray  # (T,) bool: episode boundaries: terminated, truncated, or last step of the rollout
     returns: np.ndarray  # (E,) undiscounted returns of the finished episodes; of the unfinished one if there is none
 
 
@@ -1006,8 +966,8 @@ def rollout(env: RandomisedEnv, policy, std: np.ndarray, domain: Domain, steps: 
     for t in range(steps):
         obs[t] = now
         actions[t] += policy(now)
-        now, reward, died, truncated, _ = env.step(np.minimum(np.maximum(actions[t], low), high))
-        next_obs[t], rewards[t], terminated[t], ends[t] = now, reward, died, died or truncated
+        now, reward, terminated[t], truncated, _ = env.step(np.minimum(np.maximum(actions[t], low), high))
+        next_obs[t], rewards[t], ends[t] = now, reward, terminated[t] or truncated
         episode_return += reward
         if ends[t]:
             returns.append(episode_return)
@@ -1029,14 +989,13 @@ def discounted_sums(rewards: np.ndarray, ends: np.ndarray, gamma: float) -> np.n
 def gae(rewards, values, next_values, terminated, ends, gamma: float, gae_lambda: float) -> np.ndarray:
     """Generalised advantage estimates (Schulman et al. 2016, eq. 16), shape (T,) like all arguments.
 
-    Where an episode ended (`ends`) the sum stops; where it ended by death (`terminated`) the future is worth
+    Where an episode ended (`ends`) the sum stops; where it was terminated the future is worth
     nothing, but where it was merely cut, by a time limit or the end of the batch, it is worth next_values.
     """
     deltas = rewards + gamma * next_values * ~terminated - values
-    factors = gamma * gae_lambda * ~ends
     advantages, running = [], 0.0
-    for delta, factor in zip(deltas[::-1].tolist(), factors[::-1].tolist()):  # lists: four times faster than arrays
-        running = delta + factor * running
+    for delta, factor in zip(deltas[::-1].tolist(), (gamma * gae_lambda * ~ends)[::-1].tolist()):
+        running = delta + factor * running  # lists: four times faster than arrays
         advantages.append(running)
     return np.array(advantages[::-1])
 
@@ -1074,7 +1033,7 @@ class Transitions(NamedTuple):
     actions: torch.Tensor  # (N, act)
     rewards: torch.Tensor  # (N,)
     next_obs: torch.Tensor  # (N, obs)
-    terminated: torch.Tensor  # (N,) 1 where the robot died; 0 at a time limit, which is not the end of the world
+    terminated: torch.Tensor  # (N,) 1 where the robot fell; 0 at a time limit, which is not the end of the world
 
 
 class ReplayBuffer:
@@ -1182,12 +1141,14 @@ def held_out_domains(eps: float, number: int, hinges: int | None = None) -> list
     return [sample_domain(eps, rng, hinges) for rng in rngs]
 
 
-def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int) -> float:
-    """Undiscounted return of one episode of a deterministic policy."""
+def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int, frames: list | None = None) -> float:
+    """Undiscounted return of one episode of a deterministic policy. frames: takes 20 pictures for each second."""
     low, high = env.action_space.low, env.action_space.high
     obs, _ = env.reset(seed=seed, options={"domain": domain})
     total, over = 0.0, False
     while not over:
+        if frames is not None and env.data.time >= len(frames) / 20:
+            frames.append(env.render())
         obs, reward, terminated, truncated, _ = env.step(np.minimum(np.maximum(policy(obs), low), high))
         total, over = total + float(reward), terminated or truncated
     return total
@@ -1195,14 +1156,11 @@ def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int) -> flo
 
 def episode_returns(envs: list[RandomisedEnv], jobs: list[tuple]) -> list[float]:
     """Return of one episode for each job (policy, domain, seed), whatever the number of environments, a thread each."""
-    returns = np.empty(len(jobs))
-
-    def play(k):
-        returns[k :: len(envs)] = [episode_return(envs[k], *job) for job in jobs[k :: len(envs)]]
-
-    with ThreadPoolExecutor(len(envs)) as pool:
-        list(pool.map(play, range(len(envs))))  # a list, so that errors are raised here
-    return returns.tolist()
+    number = len(envs)
+    with ThreadPoolExecutor(number) as pool:
+        each = pool.map(lambda k: [episode_return(envs[k], *job) for job in jobs[k::number]], range(number))
+        parts = list(each)  # a list, so that errors are raised here
+    return [parts[i % number][i // number] for i in range(len(jobs))]
 
 
 def evaluate(envs: list[RandomisedEnv], policies: dict, eps_te: tuple[float, ...], number: int) -> list[dict]:
@@ -1219,7 +1177,7 @@ def evaluate(envs: list[RandomisedEnv], policies: dict, eps_te: tuple[float, ...
 # =========================================================================================================
 
 
-def fail(message: str, status: int = 2) -> typing.NoReturn:
+def fail(message: str, status: int = 2) -> NoReturn:
     """End the program with one line on stderr; status 2 is the caller's mistake."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
     raise SystemExit(status)
@@ -1265,22 +1223,22 @@ def parse_args(Args: type):
     its own begins a group. Booleans become `--flag/--no-flag`, Literals choices, tuples lists.
     """
     parser = group = Parser(description=sys.modules["__main__"].__doc__.splitlines()[0], conflict_handler="resolve")
-    hints = typing.get_type_hints(Args)
     for line in "\n".join(inspect.getsource(each) for each in Args.__mro__[:-1]).splitlines():
         if heading := re.fullmatch(r" +# (.+)", line):
             group = parser.add_argument_group(heading[1])
         elif field := re.fullmatch(r" +(\w+): .+? = .+?  # (.+)", line):
-            kind, inner = hints[field[1]], typing.get_args(hints[field[1]])
+            name, comment, kind = field[1], field[2], get_type_hints(Args)[field[1]]
+            options = {"type": (get_args(kind) or [kind])[0]}  # int, float, str, tuple[int, ...], float | None
             if kind is bool:
                 options = {"action": argparse.BooleanOptionalAction}
-            elif typing.get_origin(kind) is Literal:
-                options = {"choices": inner}
-            else:  # int, float, str, tuple[int, ...], float | None
-                item = inner[0] if inner else kind
-                options = {"type": whole_number if item is int else item}
-                options |= {"nargs": "*"} if typing.get_origin(kind) is tuple else {}
-            flag, comment = "--" + field[1].replace("_", "-"), field[2].replace("%", "%%")
-            group.add_argument(flag, default=getattr(Args, field[1]), help=comment, **options)
+            elif get_origin(kind) is Literal:
+                options = {"choices": get_args(kind)}
+            elif get_origin(kind) is tuple:
+                options["nargs"] = "*"
+            if options.get("type") is int:
+                options["type"] = whole_number
+            options |= {"default": getattr(Args, name), "help": comment.replace("%", "%%")}
+            group.add_argument("--" + name.replace("_", "-"), **options)
     values = vars(parser.parse_args())
     args = Args(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     check_limits(args)
@@ -1289,34 +1247,28 @@ def parse_args(Args: type):
 
 
 LIMITS = {  # (least, greatest): options, wherever a script has one of that name
-    (1, math.inf): (
-        "total_steps", "steps_per_iteration", "epochs", "minibatches", "eval_domains", "evaluations", "evaluate_every",
-        "jobs", "checkpoint_every", "updates", "batch_size", "interval", "recent", "distill_epochs", "distill_steps",
-        "distill_batch", "distill_window", "reset_every", "agents", "ensemble_size",
-    ),
-    (1000, math.inf): ("buffer_size",),  # an episode must fit
-    (1e-30, 1e30): (  # more would overflow single precision
-        "learning_rate", "clip", "max_grad_norm", "actor_learning_rate", "critic_learning_rate", "distill_lr",
-    ),
-    (0, 1e30): ("alpha", "critic_decay", "noise", "warm_up", "distill_updates", "threads"),
-    (-1e30, 1e30): ("entropy_coef",),
-    (0, 1): ("gamma", "gae_lambda", "eps_tr", "eps_te", "tau"),
-    (0, HELD_OUT - 1): ("seed", "seeds"),
-}
+    (1, math.inf): "total_steps steps_per_iteration epochs minibatches eval_domains evaluations evaluate_every jobs"
+                   " updates checkpoint_every batch_size interval recent distill_epochs distill_steps distill_batch"
+                   " distill_window reset_every agents ensemble_size",
+    (1000, math.inf): "buffer_size",  # an episode must fit
+    # More would overflow single precision.
+    (1e-30, 1e30): "learning_rate clip max_grad_norm actor_learning_rate critic_learning_rate distill_lr",
+    (0, 1e30): "alpha critic_decay noise warm_up distill_updates threads",
+    (-1e30, 1e30): "entropy_coef",
+    (0, 1): "gamma gae_lambda eps_tr eps_te tau",
+    (0, HELD_OUT - 1): "seed seeds",
+}  # fmt: skip
 
 
 def check_limits(args):
     """Refuse values that cannot be meant, before anything is made."""
     for (least, greatest), names in LIMITS.items():
-        for name in names:
-            value = getattr(args, name, None)
-            for each in value if isinstance(value, tuple) else (value,):
-                if each is not None and not least <= each <= greatest:
-                    fail(f"--{name.replace('_', '-')} must lie between {least:g} and {greatest:g}, but is {each}")
-    if not args.eps_te:
-        fail("--eps-te needs at least one level")
-    if len(set(args.seeds)) < len(args.seeds):
-        fail("--seeds names a seed twice")
+        for name in names.split():
+            for value in np.atleast_1d(getattr(args, name, None)):
+                if value is not None and not least <= value <= greatest:
+                    fail(f"--{name.replace('_', '-')} must lie between {least:g} and {greatest:g}, but is {value}")
+    if not args.eps_te or len(set(args.seeds)) < len(args.seeds):
+        fail("--eps-te needs at least one level" if not args.eps_te else "--seeds names a seed twice")
 
 
 def steps_per_agent(args, agents: int) -> int:
@@ -1394,12 +1346,8 @@ class Run:
         due = {round(total * i / evaluations) for i in range(1, evaluations + 1)}
         self._open()
         first, seconds = self._resume(parts)
-        if first:
-            state = "is finished: nothing to do (--overwrite starts anew)" if first == total else "is resumed"
-            print(f"{self.path} {state} after {first * steps:,} steps")
-        self._cut_logs(first * steps)
         began = shown = time.perf_counter()
-        self.began = began - seconds
+        self.began = began - seconds  # as if all processes that took part had been this one
         for done in range(first + 1, total + 1):
             self.step, self.evaluation_due, self.last = done * steps, done in due, done == total
             yield done - 1
@@ -1407,7 +1355,9 @@ class Run:
                 self._save(parts, done)
             if sys.stdout.isatty() or self.last or done == first + 1 or time.perf_counter() - shown > 10:
                 shown = time.perf_counter()
-                self._show((done - first) * steps / (shown - began), (total - done) * steps)
+                self._show((done - first) * steps / (shown - began))
+        if first == total:
+            print(f"{self.path} is finished: nothing to do (--overwrite starts anew)")
         run = SavedRun(self.path)
         run.print_table()
         run.draw()
@@ -1418,8 +1368,11 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock = open(self.path / ".lock", "w")  # ends with this object
         try:
-            if fcntl:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            import fcntl
+
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # Windows has no such locks
         except BlockingIOError:
             fail(f"another process is training in {self.path}: wait for it, or choose another --runs folder")
         for file in self.path.glob("*.*") if self.args.overwrite else ():
@@ -1429,31 +1382,27 @@ class Run:
         self._replace("config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
 
     def _resume(self, parts) -> tuple[int, float]:
-        """Put the checkpoint's state into parts; iterations and seconds done so far."""
-        path = self.path / "checkpoint.pt"
-        if not path.exists():
-            return 0, 0.0
+        """Go back to the last checkpoint, if there is one; iterations and seconds done so far."""
+        path, saved = self.path / "checkpoint.pt", {"iteration": 0, "step": 0, "seconds": 0.0, "parts": {}}
         try:
-            saved = torch.load(path, weights_only=True, map_location="cpu")
+            if path.exists():
+                saved = torch.load(path, weights_only=True, map_location="cpu")
+                print(f"{self.path} is resumed after {saved['step']:,} steps")
             for name, state in saved["parts"].items():
                 parts[name].load_state_dict(state)
-            return saved["iteration"], saved["seconds"]
         except Exception as error:  # torch.load has no common class for what a damaged file raises
             fail(f"{path} is damaged ({type(error).__name__}): start anew with --overwrite, or put a good copy there")
-
-    def _cut_logs(self, step: int):
-        """Drop the rows that were written after the checkpoint."""
-        for log in self.path.glob("*.csv"):
+        for log in self.path.glob("*.csv"):  # rows that were written after it, the last one perhaps in part
             header, *rows = log.read_text().splitlines(keepends=True)
-            kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
-            if len(kept) < len(rows):
-                self._replace(log.name, lambda path: path.write_text("".join([header, *kept])))
+            kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= saved["step"]]
+            self._replace(log.name, lambda path: path.write_text("".join([header, *kept])))
+        return saved["iteration"], saved["seconds"]
 
     def _save(self, parts, iteration):
         """Tensors and plain numbers only. A finished run needs no replay buffer."""
         unneeded = (ReplayBuffer, Stream) if self.last else ()
         state = {name: part.state_dict() for name, part in parts.items() if not isinstance(part, unneeded)}
-        saved = {"iteration": iteration, "seconds": self.seconds(), "parts": state}
+        saved = {"iteration": iteration, "step": self.step, "seconds": self.seconds(), "parts": state}
         self._replace("checkpoint.pt", lambda path: torch.save(saved, path))
 
     def _replace(self, name, write):
@@ -1461,16 +1410,16 @@ class Run:
         write(beside)
         os.replace(beside, self.path / name)
 
-    def _show(self, rate, left):
+    def _show(self, rate):
         """One line that says how far the run is: rewritten in a terminal, one after the other elsewhere."""
-        left, mean = datetime.timedelta(seconds=round(left / rate)), np.mean(list(self.returns.values()))
+        minutes, mean = (self.args.total_steps - self.step) / rate / 60, np.mean(list(self.returns.values()))
         line = f"{self.step:>11,} of {self.args.total_steps:,} steps   return {mean:8.1f}"
-        line += f"   {rate:7,.0f} steps/s   {left} left"
-        terminal = sys.stdout.isatty()
-        print("\r\x1b[K" + line if terminal else line, end="" if terminal and not self.last else "\n", flush=True)
+        line += f"   {rate:7,.0f} steps/s   {minutes:.0f} min left"
+        start, end = ("\r\x1b[K", "\n" if self.last else "") if sys.stdout.isatty() else ("", "\n")
+        print(start + line, end=end, flush=True)
 
     def seconds(self) -> float:
-        """Of training so far, over all the processes that took part."""
+        """Of training so far."""
         return time.perf_counter() - self.began
 
     def log(self, agent: int, module: nn.Module, metrics: dict):
@@ -1496,6 +1445,14 @@ class Run:
         self._replace(f"policies-{self.step}.pt", lambda path: torch.save(states, path))
 
 
+def where(table: dict[str, np.ndarray], **wanted) -> dict[str, np.ndarray]:
+    """The rows of a table, by columns, that have these values; None asks for nothing."""
+    for name, value in wanted.items():
+        if value is not None:
+            table = {column: values[table[name] == value] for column, values in table.items()}
+    return table
+
+
 class SavedRun:
     """A run's folder, to be read. Curves are pairs x (T,), y (T,)."""
 
@@ -1514,17 +1471,16 @@ class SavedRun:
 
     def training_curve(self, column: str = "return", agent: int | None = None, rows: int = 20):
         """Steps, and a column of log.csv, a mean of so many rows: of one agent, or the mean over agents."""
-        log = self.table("log.csv")
-        steps, agents = np.unique(log["step"]), np.unique(log["agent"]) if agent is None else [agent]
-        values = np.mean([log[column][log["agent"] == each] for each in agents], axis=0)
+        log = where(self.table("log.csv"), agent=agent)
+        steps = np.unique(log["step"])
+        values = log[column].reshape(len(steps), -1).mean(1)
         return steps, np.array([values[max(0, end - rows) : end].mean() for end in range(1, len(steps) + 1)])
 
     def test_curve(self, eps: float, agent: int | None = None):
         """Steps of the evaluations, and the mean return at each over held-out domains of this level and over agents."""
-        evaluation = self.table("eval.csv")
-        here, steps = evaluation["eps_te"] == eps, np.unique(evaluation["step"])
-        here = here if agent is None else here & (evaluation["agent"] == agent)
-        return steps, np.array([evaluation["return"][here & (evaluation["step"] == step)].mean() for step in steps])
+        evaluation = where(self.table("eval.csv"), eps_te=eps, agent=agent)
+        steps = np.unique(evaluation["step"])
+        return steps, np.array([where(evaluation, step=step)["return"].mean() for step in steps])
 
     def test_returns(self):
         """Levels eps_te, and the mean return at each over agents and held-out domains at the end of the run."""
@@ -1547,40 +1503,36 @@ class SavedRun:
             network.load_state_dict(state)
         return networks
 
+    def last_evaluation(self) -> dict[str, dict[str, np.ndarray]]:
+        """Rows of the last evaluation, by the names of the agents."""
+        evaluation = self.table("eval.csv")
+        last = where(evaluation, step=evaluation["step"].max())
+        names = {agent: "central" if agent == CENTRAL else f"agent {agent:.0f}" for agent in np.unique(last["agent"])}
+        return {name: where(last, agent=agent) for agent, name in names.items()}
+
     def print_table(self):
         """Return by agent and eps_te at the last evaluation: mean over the held-out domains +- standard deviation."""
-        evaluation = self.table("eval.csv")
-        agents, levels = np.unique(evaluation["agent"]), np.unique(evaluation["eps_te"])
-        print(f"\nafter {evaluation['step'].max():,.0f} steps, return of the deterministic policy in held-out domains,")
+        agents, levels = self.last_evaluation(), self.test_returns()[0]
+        steps = max(rows["step"][0] for rows in agents.values())
+        print(f"\nafter {steps:,.0f} steps, return of the deterministic policy in held-out domains,")
         print("mean +- standard deviation over domains, by eps_te, the level of their randomisation:")
         print("eps_te " + "".join(f"{eps:>15g}" for eps in levels))
-        last = evaluation["step"] == evaluation["step"].max()
-        for agent in agents:
-            own = last & (evaluation["agent"] == agent)
-            returns = [evaluation["return"][own & (evaluation["eps_te"] == eps)] for eps in levels]
-            print(f"{agent_name(agent):7}" + "".join(f"{each.mean():>8.0f} +-{each.std():>5.0f}" for each in returns))
+        for name, rows in agents.items():
+            returns = [where(rows, eps_te=eps)["return"] for eps in levels]
+            print(f"{name:7}" + "".join(f"{each.mean():>8.0f} +-{each.std():>5.0f}" for each in returns))
 
     def draw(self):
-        """figure.png: learning curve of each agent, and its return in held-out domains by level, or by step."""
-        agents, evaluation = np.unique(self.table("log.csv")["agent"]), self.table("eval.csv")
+        """figure.png: each agent's learning curve, and its return in held-out domains by level at the end."""
         figure, (left, right) = new_figure(columns=2)
-        lines = {agent_name(agent): [self.training_curve(agent=agent)] for agent in agents}
-        plot_lines(left, lines, STEPS, "return", seeds=False)
+        agents = np.unique(self.table("log.csv")["agent"])
+        trained = {f"agent {agent:.0f}": [self.training_curve(agent=agent)] for agent in agents}
+        tested = {name: [(rows["eps_te"], rows["return"])] for name, rows in self.last_evaluation().items()}
+        plot_lines(left, trained, STEPS, "return", seeds=False)
+        plot_lines(right, tested, "eps_te, randomisation level", "return", seeds=False, marker="o", markersize=4)
         left.set_title("training domains, sampled actions, mean of 20 rows")
-        several = len(np.unique(evaluation["eps_te"])) > 1
-        x, xlabel = ("eps_te", "eps_te, randomisation level") if several else ("step", STEPS)
-        shown, lines = evaluation["step"] == evaluation["step"].max() if several else evaluation["step"] > 0, {}
-        for agent in np.unique(evaluation["agent"]):
-            own = shown & (evaluation["agent"] == agent)
-            lines[agent_name(agent)] = [(evaluation[x][own], evaluation["return"][own])]
-        plot_lines(right, lines, xlabel, "return", seeds=False, marker="o", markersize=4)
-        right.set_title("held-out domains, deterministic policy")
+        right.set_title("held-out domains, deterministic policy, at the end")
         title = f"{self.path.name}\nright: 95 % bootstrap interval of the mean over domains"
         save_figure(figure, title, self.path / "figure.png")
-
-
-def agent_name(agent: float) -> str:
-    return "central" if agent == CENTRAL else f"agent {agent:.0f}"
 
 
 def finished_runs(args, script: str) -> list[SavedRun]:
@@ -1693,42 +1645,28 @@ def watch(args, load_policies):
     renderer.camera_id = None  # which would set the camera free again
     domain = held_out_domains(settings.eps_tr, 1, env.position_draws)[0]
     print(domain)
-    try:
-        movies = [play(env, policy, domain, seconds=5 if gif else math.inf) for policy in policies]
-    except Exception as error:  # each backend of OpenGL fails in a way of its own
-        fail(f"cannot draw: no OpenGL to be had here ({' '.join(str(error).split())[:80]})")
+    movies = []
+    for policy in policies:
+        movies.append([])
+        try:
+            total = episode_return(env, policy, domain, 0, movies[-1])
+        except Exception as error:  # each backend of OpenGL fails in a way of its own
+            fail(f"cannot draw: no OpenGL to be had here ({' '.join(str(error).split())[:80]})")
+        print(f"{env.data.time:.1f} s, return {total:.0f}")
     env.close()
     if gif:
-        save_gif(movies, run.path / "policy.gif")
-
-
-def play(env, policy, domain: Domain, seconds: float) -> list:
-    """One episode, or so many seconds of it; 20 frames for each second."""
-    obs, _ = env.reset(seed=0, options={"domain": domain})
-    frames, total, over = [], 0.0, False
-    while not over and env.data.time < seconds:
-        if env.data.time >= len(frames) / 20:
-            frames.append(env.render())
-        action = np.clip(policy(obs), env.action_space.low, env.action_space.high)
-        obs, reward, terminated, truncated, _ = env.step(action)
-        total, over = total + reward, terminated or truncated
-    print(f"{env.data.time:.1f} s, return {total:.0f}")
-    return frames
+        save_gif([movie[:100] for movie in movies], run.path / "policy.gif")
 
 
 def save_gif(movies: list[list[np.ndarray]], path: Path):
     """Write movies side by side, 20 frames for each second; one that ends early keeps its last frame."""
-    from matplotlib.animation import FuncAnimation, PillowWriter
+    from matplotlib.animation import ArtistAnimation, PillowWriter
+    from matplotlib.figure import Figure
 
     length = max(map(len, movies))
     frames = [np.concatenate([movie[min(i, len(movie) - 1)] for movie in movies], axis=1) for i in range(length)]
-    height, width, _ = frames[0].shape
-    figure, _ = new_figure()
-    figure.clear()
-    figure.set_size_inches(width / 100, height / 100)
-    picture = figure.figimage(frames[0])
-    movie = FuncAnimation(figure, lambda i: picture.set_data(frames[i]), frames=length)
-    movie.save(path, PillowWriter(fps=20), dpi=100)
+    figure = Figure(figsize=(frames[0].shape[1] / 100, frames[0].shape[0] / 100))
+    ArtistAnimation(figure, [[figure.figimage(frame)] for frame in frames]).save(path, PillowWriter(fps=20), dpi=100)
     print(f"moving picture: {path}")
 
 

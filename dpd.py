@@ -146,12 +146,11 @@ def with_paper(args: Args) -> Args:
 
 def relu_network(inputs: int, outputs: int) -> nn.Sequential:
     """Three hidden layers of 64 ReLU, each normalised. The last weights are small: the first outputs are near zero."""
-    net = nn.Sequential(
-        nn.Linear(inputs, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(),
-        nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, outputs),
-    )
-    nn.init.uniform_(net[-1].weight, -3e-3, 3e-3)
-    nn.init.uniform_(net[-1].bias, -3e-3, 3e-3)
+    sizes = (inputs, 64), (64, 64), (64, 64)
+    layers = [layer for size in sizes for layer in (nn.Linear(*size), nn.LayerNorm(64), nn.ReLU())]
+    net = nn.Sequential(*layers, nn.Linear(64, outputs))
+    for parameter in net[-1].parameters():
+        nn.init.uniform_(parameter, -3e-3, 3e-3)
     return net
 
 
@@ -314,7 +313,7 @@ def distil(learner, peer, obs, args):                                           
     return learner.distillation.minimise(distillation_losses, learner, peer, obs, unit, args)
 
 
-def spread(states, updates: int) -> list:
+def share_out(states, updates: int) -> list:
     """Share minibatches of states out among so many updates, as evenly as can be; the last one goes to the last."""
     return [states[len(states) * u // updates : len(states) * (u + 1) // updates] for u in range(updates)]
 
@@ -358,7 +357,7 @@ def train_ddpg(args):
                 peer, theirs = learners[i - 1], buffers[i - 1]  # the other's; a learner alone is not taught
                 rows = theirs.sample((distill_steps, args.distill_batch), rng, among=args.distill_window)
                 states = torch.as_tensor(rows[..., :obs_size], device=args.device)
-                for minibatch, due in zip(minibatches.unbind(), spread(states, args.updates)):
+                for minibatch, due in zip(minibatches.unbind(), share_out(states, args.updates)):
                     metrics[i] += learner.update(buffer.split(minibatch), args)                   # lines 4, 7
                     for obs in due:
                         lessons[i] += distil(learner, peer, obs, args)                            # lines 5, 8
@@ -399,7 +398,7 @@ def train_ppo(args):
             rows = theirs[rng.integers(len(theirs), size=(distill_steps, args.distill_batch))]
             states = torch.as_tensor(rows, device=args.device)
             minibatches = [each for _ in range(epochs) for each in shuffle(batch, args.minibatches, rng)]
-            for minibatch, due in zip(minibatches, spread(states, updates)):
+            for minibatch, due in zip(minibatches, share_out(states, updates)):
                 networks = learner.actor, learner.critic
                 metrics[i] += learner.optimiser.minimise(ppo_losses, *networks, minibatch, args)  # lines 4, 7
                 for obs in due:
@@ -407,13 +406,12 @@ def train_ppo(args):
         for i, (learner, data) in enumerate(zip(learners, rollouts)):
             for network in (learner.actor, learner.critic):  # only now: the data was used with the old statistics
                 network.norm.update(data.obs)
-            unexplained = (batches[i].advantages.var() / (batches[i].targets.var() + 1e-8)).item()
             run.log(i, learner, {
                 # Of this iteration's finished episodes; if there is none, of the one that was cut.
                 "return": data.returns.mean(), "best_return": data.returns.max(),
                 **dict(zip(PPO_METRICS, (metrics[i] / updates).tolist())),  # means over minibatches; at first 0
                 **dict(zip(METRICS, (lessons[i] / max(distill_steps, 1)).tolist())),
-                "explained_variance": 1 - unexplained,  # of the targets, by the critic; 1 is best
+                "explained_variance": batches[i].explained_variance(),  # of the targets, by the critic; 1 is best
             })
         finish_iteration(run, envs, learners, args)
 
@@ -521,10 +519,10 @@ def figure_3(args):
 
 
 def table_1(args):
-    """Mean and maximum episodic return, +- standard deviation over seeds, and what mean actions achieve at the end."""
+    """Mean and maximum episodic return, +- standard deviation over seeds, and the deterministic policy's at the end."""
     both = find_both(args)
     print(f"{args.base}, {args.total_steps:,} environment steps; +- is the standard deviation over seeds")
-    print(f"{'':18}{'method':10}{'seeds':>6}{'mean':>18}{'max':>18}{'mean actions':>18}{'better learner':>18}")
+    print(f"{'':18}{'method':10}{'seeds':>6}{'mean':>18}{'max':>18}{'deterministic':>18}{'better learner':>18}")
     cases = [(env, method, runs) for env, found in both.items() for method, runs in found.items() if runs]
     for env, method, runs in cases:
         statistics = []
@@ -537,7 +535,7 @@ def table_1(args):
         cells = [f"{np.mean(each):.0f} +- {np.std(each):.0f}" for each in zip(*statistics)]
         print(f"{env:18}{method:10}{len(runs):>6}" + "".join(f"{cell:>18}" for cell in cells))
     print("mean: training return, mean of the log's rows in the last tenth of training; max: best episode of training;")
-    print("mean actions: return in held-out domains at the smallest eps_te, mean over learners, then of the better one")
+    print("deterministic: return in held-out domains at the smallest eps_te, mean over learners, then of the better one")
 
 
 def train(args):

@@ -71,8 +71,8 @@ Where this differs from, or completes, the paper
   for each iteration, 30 before agents restart) and the restart (all but the standard deviations); its central policy
   minimises the same KL as Distral's and does no reinforcement learning of its own. Agents start again with the
   central policy's observation statistics, without which its weights would mean something else.
-* The paper does not say which peer it evaluates. All are evaluated here (of Distral and DnC the central policy), with
-  mean actions, in held-out domains that are the same for every run; figures show the mean over peers (Figure 5 the
+* The paper does not say which peer it evaluates. All are evaluated here (of Distral and DnC the central policy), as a
+  deterministic policy (its mean), in held-out domains that are the same for every run; figures show the mean over peers (Figure 5 the
   first). The paper's one "pre-defined testing domain" is ten domains at eps_te = .5 here, as it says for Figure 2.
 * The variance of the gradient is that of one agent's share of the iteration's steps.
 * The initial position, read literally, cannot change a return; see `--init` and randomised_envs.py.
@@ -263,8 +263,7 @@ def value_loss(values, targets):                                                
 
 def normalise_advantages(advantages):
     """Mean 0 and standard deviation 1 over the minibatch (N,)."""
-    spread = advantages.std() + 1e-8
-    return (advantages - advantages.mean()) / spread
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
 METRICS = (
@@ -450,11 +449,10 @@ def train(args):
                 agent.critic.norm.update(each.obs)
             returns = np.concatenate([each.returns for each in data[i]])
             means = (metrics[i] / (args.epochs * args.minibatches)).tolist()
-            unexplained = (batches[i].advantages.var() / (batches[i].targets.var() + 1e-8)).item()
             run.log(i, agent, {  # metrics are means over the iteration's minibatches, 0 in the first, which has none
                 "return": returns.mean(), "episodes": len(returns),  # of this iteration's finished episodes
                 **dict(zip(METRICS, means)),
-                "explained_variance": 1 - unexplained,  # of the targets, by the critic
+                "explained_variance": batches[i].explained_variance(),  # of the targets, by the critic
                 **({"gradient_variance": variances[i]} if args.gradient_variance else {}),  # its log
             })
         for each in rollouts:
@@ -485,7 +483,7 @@ def load_policies(run) -> list:
 
 
 def test_return(envs, run, args) -> float:
-    """Mean return over peers and held-out domains at EPS_TEST, mean actions, at the end of a run."""
+    """Mean return over peers and held-out domains at EPS_TEST, deterministic policy, at the end of a run."""
     policies = dict(enumerate(load_policies(run)))
     return float(np.mean([row["return"] for row in evaluate(envs, policies, (EPS_TEST,), args.eval_domains)]))
 
@@ -505,7 +503,7 @@ def plot_training(axis, found, column: str = "return", ylabel: str = "training r
 def plot_test(axis, found):
     """Return in held-out domains against their level, a line for each method; each seed's value as text."""
     lines = {method: [run.test_returns() for run in runs] for method, runs in found.items()}
-    plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains, mean action", marker="o")
+    plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains, deterministic policy", marker="o")
     for method, curves in lines.items():
         for eps, *values in zip(*curves[0][:1], *(returns for _, returns in curves)) if curves else ():
             by_seed = " ".join(f"{value:.0f}" for value in values)
@@ -536,7 +534,7 @@ def figures_2_and_6(args):
             trained[method].append((levels, [run.training_curve()[1][-1] for run in runs]))
             tested[method].append((levels, [test_return(envs, run, args) for run in runs]))
     figure, (left, right) = new_figure(columns=2)
-    for axis, lines, ylabel in ((left, trained, "return, actions sampled"), (right, tested, "return, mean action")):
+    for axis, lines, ylabel in ((left, trained, "return, actions sampled"), (right, tested, "return, deterministic policy")):
         plot_lines(axis, lines, "eps_tr, randomisation level in training", ylabel, marker="o")
     left.set_title("training domains, last 20 iterations")
     right.set_title(f"held-out domains, eps_te = {EPS_TEST:g}")
@@ -598,7 +596,7 @@ def figure_5(args):
         for column, eps in enumerate((args.eps_tr, EPS_TEST)):
             axis = axes[2 * row + column]
             surface = axis.contourf(x, y, returns[:, :, column], levels=levels)
-            figure.colorbar(surface, ax=axis, label="return, mean action")
+            figure.colorbar(surface, ax=axis, label="return, deterministic policy")
             axis.plot(*corners.T, "o:", color="white", markeredgecolor="black")
             for corner, name in zip(corners, ("$w_1$", "$w_2$", "$w_3$")):
                 box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
@@ -639,7 +637,7 @@ def figure_8a(args):
             axis.annotate(coefficient, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axis.set_xlabel("entropy of the policy, last 20 iterations, nats")
     axis.set_ylabel(f"test return, eps_te = {EPS_TEST:g}")
-    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean actions in held-out domains, a point for each run"
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; deterministic policies in held-out domains, a point for each run"
 
 
 def figure_8bc(args):
@@ -653,7 +651,7 @@ def figure_8bc(args):
 def figure_9(args):
     """Cohort sizes: the steps of each agent held fixed (left), or those of all together (right).
 
-    The return is that of mean actions in held-out domains of the training level: the training return counts
+    The return is that of deterministic policies in held-out domains of the training level: the training return counts
     finished episodes only, which with few steps for each agent are the short ones.
     """
     print("(--evaluations 20 gives smooth lines)")
@@ -671,7 +669,7 @@ def figure_9(args):
             lines[label] = [(steps / shared, returns) for steps, returns in (run.test_curve(eps) for run in runs)]
         plot_lines(axis, lines, f"environment steps, {fixed}", f"test return, eps_te = {eps:g}", marker="o")
         axis.set_title(f"the same steps for {fixed}" + " together" * (fixed == "all agents"))
-    explained = "mean actions in held-out domains, mean over seeds, 95 % bootstrap interval; K = 1 is PPO"
+    explained = "deterministic policies in held-out domains, mean over seeds, 95 % bootstrap interval; K = 1 is PPO"
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; {explained}"
 
 
@@ -695,7 +693,7 @@ def figure_map(args):
         axis.add_patch(Rectangle(**trained, fill=False, edgecolor="white", linestyle="--"))
         axis.set(title=f"{method}, {len(runs)} seeds", xlabel="wind, N", ylabel="mass, factor of nominal")
         axis.grid(False)
-    figure.colorbar(picture, ax=axes, label="return, mean action")
+    figure.colorbar(picture, ax=axes, label="return, deterministic policy")
     return figure, f"{args.env}; dashed: the domains of training, eps_tr = {args.eps_tr:g}; mean over seeds and peers"
 
 

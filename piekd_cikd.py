@@ -134,7 +134,6 @@ class Args(RunArgs):
     batch_size: int = 256  # transitions for an update, and for one of distillation
     buffer_size: int = 1_000_000  # transitions that are remembered, of all agents together
     warm_up: int = 10_000  # steps with random actions at the beginning
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # of float32 products; less may mean bfloat16
 
     # evaluation
     eps_te: tuple[float, ...] = (0.0,)  # randomisation levels of the test domains
@@ -474,7 +473,7 @@ def plot_best(axis, args, found: dict[str, list], worst: bool = False):
         lines[f"{label}, best" if several else label] = [(steps, returns.max(1)) for steps, returns in tested]
         if several:
             lines[f"{label}, worst"] = [(steps, returns.min(1)) for steps, returns in tested]
-    plot_lines(axis, lines, "environment steps", f"return of mean actions, eps_te = {eps:g}")
+    plot_lines(axis, lines, "environment steps", f"return of the deterministic policy, eps_te = {eps:g}")
 
 
 def figure_curves(args):
