@@ -72,8 +72,9 @@ Where this differs from, or completes, the paper
   minimises the same KL as Distral's and does no reinforcement learning of its own. Agents start again with the
   central policy's observation statistics, without which its weights would mean something else.
 * The paper does not say which peer it evaluates. All are evaluated here (of Distral and DnC the central policy), as a
-  deterministic policy (its mean), in held-out domains that are the same for every run; figures show the mean over peers (Figure 5 the
-  first). The paper's one "pre-defined testing domain" is ten domains at eps_te = .5 here, as it says for Figure 2.
+  deterministic policy (its mean), in held-out domains that are the same for every run; figures show the mean over
+  peers (Figure 5 the first). The paper's one "pre-defined testing domain" is ten domains at eps_te = .5 here, as it
+  says for Figure 2.
 * The variance of the gradient is that of one agent's share of the iteration's steps.
 * The initial position, read literally, cannot change a return; see `--init` and randomised_envs.py.
 
@@ -503,7 +504,7 @@ def plot_training(axis, found, column: str = "return", ylabel: str = "training r
 def plot_test(axis, found):
     """Return in held-out domains against their level, a line for each method; each seed's value as text."""
     lines = {method: [run.test_returns() for run in runs] for method, runs in found.items()}
-    plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains, deterministic policy", marker="o")
+    plot_lines(axis, lines, "eps_te, randomisation level", "return, deterministic policy, held-out domains", marker="o")
     for method, curves in lines.items():
         for eps, *values in zip(*curves[0][:1], *(returns for _, returns in curves)) if curves else ():
             by_seed = " ".join(f"{value:.0f}" for value in values)
@@ -534,8 +535,8 @@ def figures_2_and_6(args):
             trained[method].append((levels, [run.training_curve()[1][-1] for run in runs]))
             tested[method].append((levels, [test_return(envs, run, args) for run in runs]))
     figure, (left, right) = new_figure(columns=2)
-    for axis, lines, ylabel in ((left, trained, "return, actions sampled"), (right, tested, "return, deterministic policy")):
-        plot_lines(axis, lines, "eps_tr, randomisation level in training", ylabel, marker="o")
+    for axis, lines, policy in ((left, trained, "actions sampled"), (right, tested, "deterministic policy")):
+        plot_lines(axis, lines, "eps_tr, randomisation level in training", f"return, {policy}", marker="o")
     left.set_title("training domains, last 20 iterations")
     right.set_title(f"held-out domains, eps_te = {EPS_TEST:g}")
     return figure, f"{args.env}; mean over seeds, 95 % bootstrap interval"
@@ -637,7 +638,7 @@ def figure_8a(args):
             axis.annotate(coefficient, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axis.set_xlabel("entropy of the policy, last 20 iterations, nats")
     axis.set_ylabel(f"test return, eps_te = {EPS_TEST:g}")
-    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; deterministic policies in held-out domains, a point for each run"
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; deterministic policy, held-out domains, a point for each run"
 
 
 def figure_8bc(args):

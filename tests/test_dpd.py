@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import baselines  # noqa: E402
 import dpd  # noqa: E402
 from dpd import (  # noqa: E402
-    Args, DDPGLearner, PPOLearner, distil, distillation_loss, distillation_weights, effective_share, spread, with_paper,
+    Args, DDPGLearner, PPOLearner, distil, distillation_loss, distillation_weights, effective_share, share_out, with_paper,
 )  # fmt: skip
 
 torch.set_num_threads(1)
@@ -145,8 +145,8 @@ def test_a_step_of_distillation_the_ordinary_way(base, weighting):
     assert all(torch.equal(peers[name], value) for name, value in peer.state_dict().items())
 
 def test_minibatches_of_states_are_spread_evenly_up_to_the_last_update():
-    assert spread([0], 5) == [[], [], [], [], [0]] and spread([0, 1], 4) == [[], [0], [], [1]]
-    assert spread([0, 1, 2], 3) == [[0], [1], [2]] and spread([0, 1, 2], 2) == [[0], [1, 2]]
+    assert share_out([0], 5) == [[], [], [], [], [0]] and share_out([0, 1], 4) == [[], [0], [], [1]]
+    assert share_out([0, 1, 2], 3) == [[0], [1], [2]] and share_out([0, 1, 2], 2) == [[0], [1, 2]]
 
 # The loops -----------------------------------------------------------------------------------------------
 
