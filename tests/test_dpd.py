@@ -2,10 +2,7 @@
 
 import copy
 import dataclasses
-import gc
-import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +10,24 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import baselines  # noqa: E402
-import dpd  # noqa: E402
-from dpd import (  # noqa: E402
+import baselines
+import dpd
+from dpd import (
     Args, DDPGLearner, PPOLearner, distil, distillation_loss, distillation_weights, effective_share, share_out, with_paper,
 )  # fmt: skip
+from helpers import write_run
 
-torch.set_num_threads(1)
 OBS, ACT = 5, 3  # sizes of hand-made observations and actions
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """MuJoCo writes its log to the current directory, runs go below it, and nobody looks at their pictures."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(baselines.SavedRun, "draw", lambda run: None)
+pytestmark = pytest.mark.usefixtures("quiet")
+
 
 # Helpers -------------------------------------------------------------------------------------------------
 
+
 def settings(**changes):
     return with_paper(Args(compile=False, **changes))
+
 
 def learner(base, seed):
     """A learner that has seen data, whose outputs are not near zero, and which differs from seed to seed."""
@@ -51,8 +45,10 @@ def learner(base, seed):
         made.reward_scale.update(rng.normal(0, 2 + 3 * seed, 50))
     return made
 
+
 def means(each, obs):
     return each.actor(obs) if isinstance(each, DDPGLearner) else each.actor(obs)[0]
+
 
 def values(each, obs):
     """In units of reward."""
@@ -60,13 +56,16 @@ def values(each, obs):
         return each.critic(obs, each.actor(obs))
     return each.critic(obs) * each.reward_scale.std().float()
 
+
 # Proposition 1 -------------------------------------------------------------------------------------------
+
 
 def exact_values(transitions, rewards, policy, gamma):
     """V of a stochastic policy (S, A): the solution of V = R_pi + gamma P_pi V."""
     p = np.einsum("sa,sat->st", policy, transitions)
     r = np.einsum("sa,sat,sat->s", policy, transitions, rewards)
     return np.linalg.solve(np.eye(len(p)) - gamma * p, r)
+
 
 def test_the_hybrid_policy_is_at_least_as_good_as_both_everywhere():
     """Proposition 1 and Eq. (2), on random finite Markov decision processes; strictly better somewhere in most."""
@@ -83,7 +82,9 @@ def test_the_hybrid_policy_is_at_least_as_good_as_both_everywhere():
         better_somewhere += np.any(hybrid > np.maximum(own, theirs) + 1e-6)
     assert better_somewhere > 100
 
+
 # Eq. (9), (11), (12) -------------------------------------------------------------------------------------
+
 
 def test_weights_by_hand():
     """exp(alpha (V_peer - V_self)), the paper's sign: a state in which the peer is better counts more."""
@@ -98,17 +99,21 @@ def test_weights_by_hand():
     torch.testing.assert_close(weights, torch.tensor([0.01, 1.0, 100.0]) / 101.01)
     assert distillation_weights(torch.tensor([-1.0, -2.0]), 1.0, "hard").tolist() == [0, 0]
 
+
 def test_effective_share_by_hand():
     """All alike: 1. One alone: its share. 1, 1, 2 of four states: 16 / (4 * 6). Nothing counts: 0."""
     for weights, expected in (([3.0] * 5, 1), ([0, 7.0, 0, 0], 1 / 4), ([1.0, 1, 2, 0], 2 / 3), ([0.0] * 3, 0)):
         assert effective_share(torch.tensor(weights)).item() == pytest.approx(expected)
+
 
 def test_weights_of_the_wrong_shape_are_refused():
     """(N, 1) would broadcast to (N, N), in which the weights cancel."""
     with pytest.raises(ValueError, match="weights"):
         distillation_loss(torch.randn(4, ACT), torch.randn(4, ACT), torch.rand(4, 1))
 
+
 # One step of distillation --------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("weighting", ["exp", "hard", "none"])
 @pytest.mark.parametrize("base", ["ddpg", "ppo"])
@@ -144,11 +149,15 @@ def test_a_step_of_distillation_the_ordinary_way(base, weighting):
     assert changed and all(name.startswith(("actor.net.", "distillation.")) for name in changed)
     assert all(torch.equal(peers[name], value) for name, value in peer.state_dict().items())
 
+
 def test_minibatches_of_states_are_spread_evenly_up_to_the_last_update():
+    """By hand: what each update gets of one, two or three minibatches."""
     assert share_out([0], 5) == [[], [], [], [], [0]] and share_out([0, 1], 4) == [[], [0], [], [1]]
     assert share_out([0, 1, 2], 3) == [[0], [1], [2]] and share_out([0, 1, 2], 2) == [[0], [1, 2]]
 
+
 # The loops -----------------------------------------------------------------------------------------------
+
 
 TINY = {
     "env": "Hopper-v4", "seed": 5, "eps_tr": 0.3, "threads": 1, "compile": False,
@@ -156,6 +165,7 @@ TINY = {
     "warm_up": 40, "updates": 5, "batch_size": 8, "buffer_size": 90,  # DDPG
     "steps_per_iteration": 80, "epochs": 2, "minibatches": 4,  # PPO
 }  # fmt: skip
+
 
 def train(monkeypatch, train=dpd.train, Args=Args, **changes):
     """A run with cycles of 20 steps, two for each row of the log; its folder."""
@@ -167,6 +177,7 @@ def train(monkeypatch, train=dpd.train, Args=Args, **changes):
     torch.manual_seed(args.seed)
     train(args)
     return Path(args.runs) / baselines.run_name(args, "dpd" if Args is dpd.Args else "baselines")
+
 
 @pytest.mark.parametrize(("base", "distill_steps"), [("ddpg", 1), ("ppo", 1), ("ppo", 2), ("ppo", 8), ("ppo", 16)])
 def test_who_is_taught_when_and_in_which_states(monkeypatch, base, distill_steps):
@@ -211,6 +222,7 @@ def test_who_is_taught_when_and_in_which_states(monkeypatch, base, distill_steps
         assert states == set(visited[1 - index][count - 30 : count]) and not states & set(visited[index])
     assert len({tuple(states) for *_, states in lessons}) == len(lessons)
 
+
 @pytest.mark.parametrize(("base", "exploration"), [("ddpg", "parameter"), ("ddpg", "action"), ("ppo", "parameter")])
 def test_vanilla_is_bit_identical_with_baselines(monkeypatch, base, exploration):
     """Weights, statistics, optimisers, log and evaluation. (PPO's critic has a layer more in both here.)"""
@@ -232,34 +244,6 @@ def test_vanilla_is_bit_identical_with_baselines(monkeypatch, base, exploration)
         np.testing.assert_array_equal(logs[0][name], logs[1][name], err_msg=name)
     assert (one / "eval.csv").read_text() == (other / "eval.csv").read_text()
 
-def contents(path):
-    """All that must be equal in two equal runs: log without its clock, evaluation, and what the checkpoint holds."""
-    log = [row.split(",")[:-1] for row in (path / "log.csv").read_text().splitlines()]
-    parts = torch.load(path / "checkpoint.pt", weights_only=True)["parts"]
-    state = [(name, key, np.asarray(value).tobytes()) for name, part in parts.items() for key, value in part.items()]
-    return log, (path / "eval.csv").read_text(), state
-
-@pytest.mark.parametrize("base", ["ddpg", "ppo"])
-def test_a_stopped_run_ends_bit_identically(monkeypatch, base):
-    """Stopped past a checkpoint and an evaluation after it, in mid-episode, and started again."""
-    changes = {"base": base, "total_steps": 640, "evaluations": 2, "checkpoint_every": 3, "distill_steps": 3}
-    whole = train(monkeypatch, **changes, runs="whole")
-    real_log = baselines.Run.log
-
-    def log(run, agent, module, metrics):
-        if run.step > 400:
-            raise InterruptedError
-        real_log(run, agent, module, metrics)
-
-    monkeypatch.setattr(baselines.Run, "log", log)
-    try:
-        train(monkeypatch, **changes, runs="stopped")
-    except InterruptedError:
-        pass
-    gc.collect()  # the lock on the folder goes with the run
-    monkeypatch.setattr(baselines.Run, "log", real_log)
-    stopped = train(monkeypatch, **changes, runs="stopped")
-    assert contents(stopped) == contents(whole)
 
 def test_two_learners_need_twice_the_warm_up(monkeypatch, capsys):
     """What ends before learning begins is refused in one line, and leaves no folder. PPO has no warm-up."""
@@ -268,6 +252,7 @@ def test_two_learners_need_twice_the_warm_up(monkeypatch, capsys):
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1 and not Path("runs").exists()
     assert train(monkeypatch, total_steps=480, warm_up=240, method="vanilla").exists()
     assert train(monkeypatch, total_steps=480, warm_up=240, base="ppo").exists()
+
 
 def test_the_defaults_are_the_papers():
     """Section 4.2, and the released code's alpha."""
@@ -280,20 +265,16 @@ def test_the_defaults_are_the_papers():
     sizes = [[layer.out_features for layer in each.net if isinstance(layer, nn.Linear)] for each in networks]
     assert sizes == [[64, 64, 64, ACT], [64, 64, 64, 1], [64, 64, ACT], [64, 64, 64, 1]]
 
+
 # Figures -------------------------------------------------------------------------------------------------
 
-def fake_run(log="", evaluation="", policies=None, **changes):
-    """The folder of a finished run with these tables (without their headers) and networks by step."""
-    args = Args(env="HalfCheetah-v4", **changes)
-    path = Path(args.runs) / baselines.run_name(args, "dpd")
-    path.mkdir(parents=True)
-    (path / "config.json").write_text(json.dumps({"settings": dataclasses.asdict(args)}))
-    (path / "log.csv").write_text("step,agent,return,best_return\n" + log)
-    (path / "eval.csv").write_text("step,agent,eps_te,domain,return\n" + evaluation)
-    for step, networks in (policies or {}).items():
-        torch.save([network.state_dict() for network in networks], path / f"policies-{step}.pt")
-    (path / "figure.png").touch()
-    return path
+
+def fake_run(log=(), evaluation=(), policies=None, **changes):
+    """A finished run with these rows of its log and its evaluation, and networks by step."""
+    log = [("step", "agent", "return", "best_return"), *log]
+    evaluation = [("step", "agent", "eps_te", "domain", "return"), *evaluation]
+    return write_run(Args(env="HalfCheetah-v4", **changes), "dpd", policies, log=log, eval=evaluation)
+
 
 def test_figure_2_by_hand():
     """One learner's curve, the mean and the better of both of a pair: each point from as many steps of all learners."""
@@ -301,13 +282,14 @@ def test_figure_2_by_hand():
     returns = {"vanilla": rng.normal(size=(2, 60, 1)), "dpd": rng.normal(size=(2, 30, 2))}  # seeds, rows, learners
     for method, table in returns.items():
         for seed, rows in enumerate(table):
-            log = [f"{(t + 1) * 120 // len(rows)},{i},{value},0" for (t, i), value in np.ndenumerate(rows)]
-            fake_run("\n".join(log), method=method, seed=seed)
+            log = [((t + 1) * 120 // len(rows), i, value, 0) for (t, i), value in np.ndenumerate(rows)]
+            fake_run(log, method=method, seed=seed)
     lines = dpd.figure_2(Args(figure="2"))[0].axes[0].lines
     alone, pairs = returns["vanilla"][:, -20:, 0].mean(1), returns["dpd"][:, -10:].mean(1)
     expected = [alone.mean(), pairs.mean(), pairs.max(1).mean()]
     np.testing.assert_allclose([line.get_ydata()[-1] for line in lines], expected)
     assert [line.get_xdata()[-1] for line in lines] == [120, 120, 120] and len(lines[1].get_xdata()) == 30
+
 
 def test_table_1_by_hand(capsys):
     """Means of the last tenth's rows, the best episode, and of the last evaluation at the smallest level asked for."""
@@ -317,9 +299,9 @@ def test_table_1_by_hand(capsys):
         for seed in range(2):
             returns, best = rng.normal(1000, 900, (2, 40, learners))
             tests = rng.normal(1000, 900, (2, learners, 2, 2))  # evaluations, learners, levels, domains
-            log = [f"{100 * t + 100},{i},{returns[t, i]},{best[t, i]}" for t in range(40) for i in range(learners)]
-            rows = [f"{2000 * t + 2000},{i},{(0.2, 0.6)[j]},{k},{x}" for (t, i, j, k), x in np.ndenumerate(tests)]
-            fake_run("\n".join(log), "\n".join(rows), method=method, seed=seed, eps_te=(0.6, 0.2))
+            log = [(100 * t + 100, i, value, best[t, i]) for (t, i), value in np.ndenumerate(returns)]
+            rows = [(2000 * t + 2000, i, (0.2, 0.6)[j], k, x) for (t, i, j, k), x in np.ndenumerate(tests)]
+            fake_run(log, rows, method=method, seed=seed, eps_te=(0.6, 0.2))
             late = [returns[t, i] for t in (36, 37, 38, 39) for i in range(learners)]
             final = [(tests[1, i, 0, 0] + tests[1, i, 0, 1]) / 2 for i in range(learners)]
             statistics.append((sum(late) / len(late), max(best.flatten()), sum(final) / learners, max(final)))
@@ -327,6 +309,7 @@ def test_table_1_by_hand(capsys):
         expected.append(["HalfCheetah-v4", method, "2", *" ".join(cells).split()])
     dpd.train(Args(table="1", eps_te=(0.6, 0.2)))
     assert [line.split() for line in capsys.readouterr().out.splitlines() if "HalfCheetah-v4" in line] == expected
+
 
 @pytest.mark.parametrize(
     ("together", "alone", "stages"),
