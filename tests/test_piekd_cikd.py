@@ -422,7 +422,7 @@ def test_the_lines_of_each_figure_are_the_papers(monkeypatch, name, labels):
 
 def test_students_that_surpass_their_teacher(capsys):
     """Shares by third, overall and in the last third, by hand; who teaches, how often."""
-    phases = [(50, 0, (5, 6, 1)), (150, 1, (1, 5, 2)), (250, 1, (6, 5, 7)), (300, 2, (1, 2, 3))]
+    phases = [(50, 0, (5, 6, 5)), (150, 1, (1, 5, 2)), (250, 1, (6, 5, 7)), (300, 2, (1, 2, 3))]
     table = make_run([[1, 2, 3]], phases, method="cikd").table("distillation.csv")
     assert [surpassing(table, low, low + 100) for low in (0, 100, 200)] == [0.5, 0, 0.5]
     figure, _ = piekd_cikd.figure_cikd_5(settings(total_steps=300, figure="cikd-5"))
