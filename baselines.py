@@ -86,7 +86,7 @@ import torch
 from torch import nn
 from torch.optim.adam import adam
 
-from randomised_envs import Domain, Parser, RandomisedEnv, check_eps, make_env, sample_domain
+from randomised_envs import Domain, Parser, RandomisedEnv, make_env, sample_domain
 
 @dataclasses.dataclass
 class RunArgs:

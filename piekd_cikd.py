@@ -72,10 +72,8 @@ At the papers' size each seed takes half a day, half of that in distillation (`-
 To use it elsewhere, copy piekd_cikd.py, baselines.py and randomised_envs.py.
 """
 
-import copy
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np

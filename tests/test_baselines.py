@@ -16,7 +16,7 @@ from torch import nn
 
 import baselines
 from baselines import (
-    Batch, DDPGAgent, DDPGArgs, GaussianActor, Optimiser, PPOAgent, PPOArgs, ReplayBuffer, Rollout, RunningNorm,
+    Batch, DDPGAgent, DDPGArgs, GaussianActor, Optimiser, PPOAgent, PPOArgs, ReplayBuffer, RunningNorm,
     SACAgent, SACArgs, SavedRun, Stream, Transitions, ValueCritic, bootstrap, ddpg_actor_loss, ddpg_critic_loss,
     ddpg_targets, discounted_sums, episode_returns, evaluate, gae, held_out_domains, make_batch,
     numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss, workers,
@@ -909,10 +909,3 @@ def test_lines_are_means_with_intervals():
     assert line.get_label() == "some, 2 seeds"
     band = axis.collections[0].get_paths()[0].vertices
     assert band[band[:, 0] == 2, 1].min() == 20 and band[band[:, 0] == 2, 1].max() == 40
-
-
-@pytest.mark.parametrize(("agents", "batch", "steps"), [(2, 4096, 2048), (3, 4096, 1344), (1, 100, 96)])
-def test_steps_of_each_agent_are_whole_minibatches(capsys, agents, batch, steps):
-    """Rounded down, and then a note says so."""
-    assert baselines.steps_per_agent(PPOArgs(steps_per_iteration=batch), agents) == steps
-    assert ("note" in capsys.readouterr().out) == (steps * agents != batch)

@@ -13,7 +13,8 @@ from torch import nn
 import baselines
 import dpd
 from dpd import (
-    Args, DDPGLearner, PPOLearner, distil, distillation_loss, distillation_weights, effective_share, share_out, with_paper,
+    Args, DDPGLearner, PPOLearner, distil, distillation_loss, distillation_weights, effective_share, share_out,
+    with_paper,
 )  # fmt: skip
 from helpers import write_run
 
