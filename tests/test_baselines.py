@@ -29,9 +29,6 @@ SCALE = np.array([1.0, 0.4, 2.0], np.float32)
 WINDY = Domain(wind=4.0, gravity=1.2, mass=0.8)
 
 
-# Helpers -------------------------------------------------------------------------------------------------
-
-
 def perturb(module, size):
     """Outputs that are not near zero, targets that differ from the networks they were copied from."""
     with torch.no_grad():

@@ -23,9 +23,6 @@ OBS, ACT = 5, 3  # sizes of hand-made observations and actions
 pytestmark = pytest.mark.usefixtures("quiet")
 
 
-# Helpers -------------------------------------------------------------------------------------------------
-
-
 def settings(**changes):
     return with_paper(Args(compile=False, **changes))
 
@@ -58,9 +55,6 @@ def values(each, obs):
     return each.critic(obs) * each.reward_scale.std().float()
 
 
-# Proposition 1 -------------------------------------------------------------------------------------------
-
-
 def exact_values(transitions, rewards, policy, gamma):
     """V of a stochastic policy (S, A): the solution of V = R_pi + gamma P_pi V."""
     p = np.einsum("sa,sat->st", policy, transitions)
@@ -82,9 +76,6 @@ def test_the_hybrid_policy_is_at_least_as_good_as_both_everywhere():
         assert np.all(hybrid >= np.maximum(own, theirs) - 1e-9)
         better_somewhere += np.any(hybrid > np.maximum(own, theirs) + 1e-6)
     assert better_somewhere > 100
-
-
-# Eq. (9), (11), (12) -------------------------------------------------------------------------------------
 
 
 def test_weights_by_hand():
@@ -111,9 +102,6 @@ def test_weights_of_the_wrong_shape_are_refused():
     """(N, 1) would broadcast to (N, N), in which the weights cancel."""
     with pytest.raises(ValueError, match="weights"):
         distillation_loss(torch.randn(4, ACT), torch.randn(4, ACT), torch.rand(4, 1))
-
-
-# One step of distillation --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weighting", ["exp", "hard", "none"])
@@ -155,10 +143,6 @@ def test_minibatches_of_states_are_spread_evenly_up_to_the_last_update():
     """By hand: what each update gets of one, two or three minibatches."""
     assert share_out([0], 5) == [[], [], [], [], [0]] and share_out([0, 1], 4) == [[], [0], [], [1]]
     assert share_out([0, 1, 2], 3) == [[0], [1], [2]] and share_out([0, 1, 2], 2) == [[0], [1, 2]]
-
-
-# The loops -----------------------------------------------------------------------------------------------
-
 
 TINY = {
     "env": "Hopper-v4", "seed": 5, "eps_tr": 0.3, "threads": 1, "compile": False,
@@ -244,15 +228,6 @@ def test_vanilla_is_bit_identical_with_baselines(monkeypatch, base, exploration)
     for name in common:
         np.testing.assert_array_equal(logs[0][name], logs[1][name], err_msg=name)
     assert (one / "eval.csv").read_text() == (other / "eval.csv").read_text()
-
-
-def test_two_learners_need_twice_the_warm_up(monkeypatch, capsys):
-    """What ends before learning begins is refused in one line, and leaves no folder. PPO has no warm-up."""
-    with pytest.raises(SystemExit) as stopped:
-        train(monkeypatch, total_steps=480, warm_up=240)
-    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1 and not Path("runs").exists()
-    assert train(monkeypatch, total_steps=480, warm_up=240, method="vanilla").exists()
-    assert train(monkeypatch, total_steps=480, warm_up=240, base="ppo").exists()
 
 
 def test_the_defaults_are_the_papers():
