@@ -63,6 +63,7 @@ You should know
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -73,6 +74,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
@@ -845,6 +847,9 @@ class Adam(nn.Module):
         return new
 
 
+COMPILING = threading.Lock()  # of two threads that compile at the same time one may find nothing compiled
+
+
 class Optimiser(nn.Module):
     """Gradient steps on some networks, each of which has a loss of its own.
 
@@ -861,6 +866,7 @@ class Optimiser(nn.Module):
         self.target_vectors = [one_vector(target.to(args.device)) for target in targets]
         self.adams = nn.ModuleList(Adam(vector, rate, eps) for vector, rate in zip(self.vectors, rates))
         self.max_grad_norm, self.tau = max_grad_norm, tau
+        self.used = False
         self.step = torch.compile(gradient_step, fullgraph=True, dynamic=False, disable=not args.compile)
 
     def minimise(self, losses, *arguments):
@@ -871,7 +877,9 @@ class Optimiser(nn.Module):
 
     def compute(self, losses, *arguments):
         """The first half of minimise: the values that all vectors get in the second, and the metrics."""
-        return self.step(self, losses, *arguments)
+        with contextlib.nullcontext() if self.used else COMPILING:
+            self.used = True
+            return self.step(self, losses, *arguments)
 
     def assign(self, new):
         """The second half of minimise."""

@@ -535,7 +535,7 @@ def table_1(args):
         cells = [f"{np.mean(each):.0f} +- {np.std(each):.0f}" for each in zip(*statistics)]
         print(f"{env:18}{method:10}{len(runs):>6}" + "".join(f"{cell:>18}" for cell in cells))
     print("mean: training return, mean of the log's rows in the last tenth of training; max: best episode of training;")
-    print("deterministic: return in held-out domains at the smallest eps_te, mean over learners; beside it the better one's")
+    print("deterministic: return in held-out domains at the smallest eps_te, mean over learners; then the better one's")
 
 
 def train(args):

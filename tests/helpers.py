@@ -1,8 +1,11 @@
 """What several files of tests need."""
 
+import gc
 import json
 from pathlib import Path
+from unittest import mock
 
+import pytest
 import torch
 
 import baselines
@@ -23,6 +26,16 @@ def finite_difference(function, parameter, index, step=1e-6):
         values.append(function().item())
     entries[index] = before
     return (values[0] - values[1]) / (2 * step)
+
+
+def stop_and_go_on(train, args, at):
+    """A run that fails before this step is logged, when all else of its iteration is done, and is started again."""
+    log = baselines.Run.log
+    with mock.patch.object(baselines.Run, "log", lambda run, *rest: 1 / 0 if run.step >= at else log(run, *rest)):
+        with pytest.raises(ZeroDivisionError):
+            train(args)
+    gc.collect()  # the lock on the folder goes with the run
+    train(args)
 
 
 def write_run(args, script, policies=None, **tables):

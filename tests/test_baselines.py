@@ -21,7 +21,7 @@ from baselines import (
     ddpg_targets, discounted_sums, episode_returns, evaluate, gae, held_out_domains, make_batch,
     numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss, workers,
 )  # fmt: skip
-from helpers import finite_difference, flat, write_run
+from helpers import finite_difference, flat, stop_and_go_on, write_run
 from randomised_envs import Domain, make_env, sample_domain
 
 OBS, ACT = 11, 3  # sizes of observations and actions, Hopper's
@@ -74,9 +74,10 @@ def nod(obs):
 
 
 def train(loop, args):
-    """Log, evaluation and the checkpoint's parts of a run from start to finish."""
+    """Log, evaluation and the checkpoint's parts of a run that is stopped in its last iteration and started again."""
+    args.checkpoint_every = 1
     baselines.set_up_torch(args)
-    loop(args)
+    stop_and_go_on(loop, args, at=args.total_steps)
     (path,) = Path("runs").iterdir()
     run = SavedRun(path)
     return run.table("log.csv"), run.table("eval.csv"), torch.load(path / "checkpoint.pt", weights_only=True)["parts"]
@@ -856,9 +857,6 @@ def test_sac_is_a_plain_loop(monkeypatch, quiet):
         assert torch.equal(saved["agent0"][name], value), name
     (final,) = evaluate([make_env("Hopper-v4")], {0: baselines.squashed_policy(agent.actor)}, (0.0,), 1)
     assert evaluation["return"] == [final["return"]]
-
-
-# Runs that are read --------------------------------------------------------------------------------------
 
 
 def test_curves_of_a_run():

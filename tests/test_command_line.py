@@ -39,18 +39,18 @@ TINY_DDPG = (  # a row of the log for each 2000 steps of a learner
     "--no-compile"
 )
 TINY_SAC = (  # a row for each 1000 steps
-    "--env Hopper-v4 --total-steps 2000 --warm-up 900 --batch-size 8 --buffer-size 1500 --eval-domains 1 --eps-te 0 "
+    "--env Hopper-v4 --total-steps 2000 --warm-up 1900 --batch-size 8 --buffer-size 1500 --eval-domains 1 --eps-te 0 "
     "--checkpoint-every 1 --threads 1 --no-compile"
 )
 COMMANDS = {
     "p2pdrl": f"p2pdrl.py {TINY_PPO}",
-    "dnc": f"p2pdrl.py --method dnc --reset-every 3 {TINY_PPO}",
+    "dnc": f"p2pdrl.py --method dnc --reset-every 7 {TINY_PPO}",
     "ppo": f"baselines.py --algo ppo {TINY_PPO}",
     "ddpg": f"baselines.py --algo ddpg {TINY_DDPG} --total-steps 4000",
     "sac": f"baselines.py --algo sac {TINY_SAC}",
     "dpd-ddpg": f"dpd.py {TINY_DDPG} --total-steps 8000",
     "dpd-ppo": f"dpd.py --base ppo --distill-steps 4 {TINY_PPO}",
-    "piekd": f"piekd_cikd.py {TINY_SAC} --ensemble-size 2 --interval 200 --distill-updates 3 --evaluate-every 1000",
+    "piekd": f"piekd_cikd.py {TINY_SAC} --warm-up 1850 --ensemble-size 2 --interval 20 --distill-updates 3",
 }
 
 
@@ -119,9 +119,6 @@ def finished(tmp_path_factory):
     return get
 
 
-# A run, from start to finish -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_run_learns_and_reports(finished, name):
     """Every weight moves, all is finite, and there are tables, a figure, progress and returns on the terminal."""
@@ -176,9 +173,6 @@ def test_cohorts_that_do_not_divide_the_batch(tmp_path):
     out, _ = run(f"p2pdrl.py {TINY_PPO} --agents 3 --total-steps 250", tmp_path)
     assert "note: 40 steps for each agent in an iteration, 120 in all" in out
     assert baselines.SavedRun(only_run(tmp_path)).table("log.csv")["step"].tolist() == [120] * 3 + [240] * 3
-
-
-# Folders, resuming ---------------------------------------------------------------------------------------
 
 
 def test_a_folder_has_every_option_that_changes_the_result():
@@ -273,8 +267,6 @@ def test_what_is_not_finite_stops_the_run(tmp_path, bad):
     assert re.search(r"step \d+, agent 0: a metric or weight is not finite", err.splitlines()[-1])
 
 
-# Bad input -----------------------------------------------------------------------------------------------
-
 BAD = [
     ("p2pdrl.py --env Nowhere-v1", "Nowhere"), ("p2pdrl.py --env CartPole-v1", "not a MuJoCo environment"),
     ("p2pdrl.py --eps-tr 1.5", "--eps-tr must lie between 0 and 1"), ("p2pdrl.py --eps-te 0 2", "--eps-te"),
@@ -314,7 +306,7 @@ def test_bad_input(tmp_path, capfd, command, word):
 
 @pytest.mark.parametrize("command", [
     f"dpd.py --method vanilla --base ppo --alpha 2 {TINY_PPO} --total-steps 256",
-    f"piekd_cikd.py --method ensemble --interval 200000 --distil policy {TINY_SAC} --total-steps 1000",
+    f"piekd_cikd.py --method ensemble --interval 200000 --distil policy {TINY_SAC} --warm-up 950 --total-steps 1000",
 ])  # fmt: skip
 def test_options_without_effect_are_ignored(tmp_path, command):
     """An option of another method is no mistake."""
@@ -339,9 +331,6 @@ def test_parsing_by_type(monkeypatch):
     assert (args.total_steps, args.eps_te, args.compile, args.learning_rate) == (2_000_000, (0.0, 0.5), False, 1e-3)
     assert args.seeds == (1, 2) and args.gradient_variance and isinstance(args.total_steps, int)
     assert args.threads == os.cpu_count()
-
-
-# Figures, moving pictures, sources -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "figure"), [

@@ -205,9 +205,6 @@ def test_log_gradient_variance_is_that_of_64_small_minibatches(case):
     assert got == pytest.approx(math.log(np.var(samples, axis=0, ddof=1).mean()), abs=2e-3)
 
 
-# Updates -------------------------------------------------------------------------------------------------
-
-
 def adam(args, *networks):
     """Torch's Adam, with a group for each list of parameters."""
     return torch.optim.Adam([{"params": list(each)} for each in networks], lr=args.learning_rate, eps=1e-5)

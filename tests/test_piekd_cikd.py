@@ -12,7 +12,7 @@ from torch import nn
 import baselines
 import piekd_cikd
 from baselines import ReplayBuffer, SACAgent, SavedRun, Stream, sac_batch, squashed_policy, workers
-from helpers import flat, write_run
+from helpers import flat, stop_and_go_on, write_run
 from piekd_cikd import (
     CURVES, Args, SquashedActor, Standings, TwinCritic, critic_distillation_loss, distil, elect, gaussian_kl, learn_on,
     minibatches_of_phase, number_of_minibatches, policy_distillation_loss, surpassing, teach,
@@ -333,16 +333,20 @@ def plain_loop(args, number):
     {"method": "ensemble", "share": "extra", "ensemble_size": 2},
 ])  # fmt: skip
 def test_the_loop_is_algorithm_1(monkeypatch, quiet, changes):
-    """Against the plain loop: networks to the bit, each phase, each row of the log, evaluations, what is kept."""
+    """Against the plain loop: networks to the bit, each phase, each row of the log, evaluations, what is kept.
+
+    Although it is stopped when it has learned for a while, and started again.
+    """
     monkeypatch.setattr(piekd_cikd, "ROW", 50)
     monkeypatch.setattr(piekd_cikd, "two_layers", small_layers)
     tiny = {"total_steps": 300, "warm_up": 80, "buffer_size": 200, "batch_size": 4, "eps_tr": 0.2, "seed": 2}
-    tiny |= {"interval": 30, "recent": 2, "distill_updates": 3, "evaluate_every": 110, "eval_domains": 1}
+    tiny |= {"interval": 30, "recent": 2, "distill_updates": 3, "evaluate_every": 110, "eval_domains": 1,
+             "checkpoint_every": 1}  # fmt: skip
     args = settings(**tiny | changes)
     number = 1 if args.method == "vanilla" else args.ensemble_size
     agents, episodes, taught, tested = plain_loop(args, number)
     baselines.set_up_torch(args)
-    piekd_cikd.train(args)
+    stop_and_go_on(piekd_cikd.train, args, at=200)
     run = SavedRun(Path(args.runs) / baselines.run_name(args, "piekd_cikd"))
     ends = torch.load(run.path / "checkpoint.pt", weights_only=True)["parts"]
     assert not any(changed(everything(agent), ends[f"agent{k}"]) for k, agent in enumerate(agents))
