@@ -55,7 +55,7 @@ You should know
   the policy that collected the data is the policy in the ratio's denominator. SAC has none.
 * PPO divides rewards by the running standard deviation of the discounted return, and never shifts them: shifting
   would change which behaviour is best wherever episodes can end early. DDPG and SAC take them as they are.
-* Initial weights come from torch's generator; every other random number from one of its own, keyed by seed, agent and
+* Initial weights come from torch's generator; all others from numpy generators keyed by seed, agent and
   iteration (or episode). So a run needs no hidden state to be resumed bit by bit, and the number of threads cannot
   change it.
 """
@@ -261,6 +261,10 @@ class PPOAgent(nn.Module):
         self.actor, self.critic, self.reward_scale = actor, critic, RunningNorm(())
         self.optimiser = Optimiser([actor, critic], args.learning_rate, args, 1e-5, args.max_grad_norm)
 
+    def update(self, minibatch, args):
+        """One step of both networks; the metrics."""
+        return self.optimiser.minimise(ppo_losses, self.actor, self.critic, minibatch, args)
+
 
 @torch.no_grad()
 def compute_advantages(agent, rollouts: list[Rollout], args):                                           # Eq. (11)
@@ -309,22 +313,22 @@ def ppo(args):
         std = agent.actor.log_std.exp().detach().cpu().numpy()
         data = rollout(envs[0], numpy_policy(agent.actor), std, domain, steps, rng)
         batch = make_batch(agent, [data], args)
+        explained = batch.explained_variance()
 
         metrics = torch.zeros(len(PPO_METRICS), device=args.device)
-        # The first iteration only gathers the normaliser's statistics: no step is taken on raw observations.
-        for _ in range(args.epochs if iteration > 0 else 0):
+        epochs = args.epochs if iteration > 0 else 0  # the first one only gathers the normaliser's statistics
+        for _ in range(epochs):
             for minibatch in shuffle(batch, args.minibatches, rng):
-                metrics += agent.optimiser.minimise(ppo_losses, agent.actor, agent.critic, minibatch, args)
+                metrics += agent.update(minibatch, args)
         for network in (agent.actor, agent.critic):  # only now: the data was used with the old statistics
             network.norm.update(data.obs)
 
-        # The return is that of the finished episodes; if there is none, of the unfinished one. Metrics are means over
-        # minibatches, in the first iteration 0.
+        # Metrics are means over minibatches, in the first iteration 0.
         row = {"return": data.returns.mean(), "episodes": len(data.returns)}
         row |= zip(PPO_METRICS, (metrics / (args.epochs * args.minibatches)).tolist())
-        run.log(0, agent, row | {"explained_variance": batch.explained_variance()})
+        run.log(0, agent, row | {"explained_variance": explained})
         if run.evaluation_due:
-            run.write("eval.csv", evaluate(envs, {0: numpy_policy(agent.actor)}, args.eps_te, args.eval_domains))
+            run.evaluate(envs, {0: numpy_policy(agent.actor)})
 
 
 # =========================================================================================================
@@ -525,7 +529,7 @@ def ddpg(args):
         row = {"return": np.mean(returns or [stream.last_return]), "episodes": len(returns)}
         run.log(0, agent, row | dict(zip(DDPG_METRICS, (metrics / max(updates, 1)).tolist())))
         if run.evaluation_due:
-            run.write("eval.csv", evaluate(envs[:-1], {0: numpy_policy(agent.actor)}, args.eps_te, args.eval_domains))
+            run.evaluate(envs[:-1], {0: numpy_policy(agent.actor)})
 
 
 # =========================================================================================================
@@ -591,7 +595,7 @@ def squashed_policy(actor: nn.Module):
 
     For use before the actor changes: copying its weights for each step would take longer than the step.
     """
-    network, scale = numpy_network(actor.net, copy=False), actor.action_scale.cpu().numpy()
+    network, scale = numpy_network(actor.net, frozen=False), actor.action_scale.cpu().numpy()
 
     def policy(obs, noise=0):
         mean, log_std = np.split(network(obs.astype(np.float32)), 2)
@@ -718,7 +722,7 @@ def sac(args):
     obs_size, action_scale = envs[0].observation_space.shape[0], symmetric_action_scale(envs[0])
     agent = SACAgent(SquashedActor(obs_size, action_scale), TwinCritic(obs_size, len(action_scale)), args)
     buffer = ReplayBuffer(obs_size, len(action_scale), min(args.buffer_size, args.total_steps))
-    stream, pool = Stream(envs[-1], args.seed, 0, buffer), workers(1)
+    stream, pool = Stream(envs[-1], args.seed, 0, buffer), thread_pool(1)
 
     run = Run(args, "baselines")
     for iteration in run.iterations({"agent0": agent, "buffer": buffer, "stream": stream}, ROW, args.warm_up):
@@ -736,12 +740,10 @@ def sac(args):
             if step >= args.warm_up:
                 metrics += agent.update(*sac_batch(buffer, args, rng), args, pool)
                 updates += 1
-        # As in DDPG.
         row = {"return": np.mean(returns or [stream.last_return]), "episodes": len(returns)}
         run.log(0, agent, row | dict(zip(SAC_METRICS, (metrics / max(updates, 1)).tolist())))
         if run.evaluation_due:
-            policies = {0: squashed_policy(agent.actor)}
-            run.write("eval.csv", evaluate(envs[:-1], policies, args.eps_te, args.eval_domains))
+            run.evaluate(envs[:-1], {0: squashed_policy(agent.actor)})
 
 
 # =========================================================================================================
@@ -807,7 +809,7 @@ def set_up_thread():
     _inductor.config.cpp_wrapper = not torch.cuda.is_available()  # a fifth less time for each call
 
 
-def workers(number: int) -> ThreadPoolExecutor:
+def thread_pool(number: int) -> ThreadPoolExecutor:
     """Threads for work that goes on at the same time, each of which computes by itself."""
     return ThreadPoolExecutor(number, initializer=set_up_thread)
 
@@ -891,9 +893,9 @@ def gradient_step(optimiser, losses, *arguments):
     """See Optimiser; nothing but Adam's running means changes."""
     values, metrics = losses(*arguments)
     values, new = iter(values), []
-    for group, vector, adam in zip(optimiser.groups, optimiser.vectors, optimiser.adams):
+    for group, vector, step in zip(optimiser.groups, optimiser.vectors, optimiser.adams):
         gradients = [gradient_of(next(values), network, optimiser.max_grad_norm) for network in group]
-        new.append(adam(vector, torch.cat(gradients)))
+        new.append(step(vector, torch.cat(gradients)))
     new += [target.lerp(value, optimiser.tau) for target, value in zip(optimiser.target_vectors, new)]
     return new, torch.stack(metrics).detach() if metrics else None
 
@@ -923,15 +925,15 @@ NUMPY_LAYERS = {  # functions of a layer's parameters and x
 }  # fmt: skip
 
 
-def numpy_network(net: nn.Sequential, copy: bool = True):
+def numpy_network(net: nn.Sequential, frozen: bool = True):
     """Layers as a function of one vector (inputs,) -> (outputs,) float32, in numpy.
 
-    For a single vector numpy takes 3 us where torch takes 18. A copy does not change while it is used.
+    For a single vector numpy takes 3 us where torch takes 18. frozen: a copy, which does not change while it is used.
     """
     layers = []
     for module in net:
         weights = [parameter.detach().cpu().numpy() for parameter in module.parameters()]
-        weights = [weight.copy() for weight in weights] if copy else weights
+        weights = [weight.copy() for weight in weights] if frozen else weights
         layers.append(partial(NUMPY_LAYERS[type(module)], *weights))
     return lambda x: reduce(lambda y, layer: layer(y), layers, x)
 
@@ -958,7 +960,7 @@ class Rollout(NamedTuple):
     next_obs: np.ndarray  # (T, obs) float32, where an episode ends its last observation
     terminated: np.ndarray  # (T,) bool: the robot fell
     ends: np.ndarray  # (T,) bool: episode boundaries: terminated, truncated, or last step of the rollout
-    returns: np.ndarray  # (E,) undiscounted returns of the finished episodes; of the unfinished one if there is none
+    returns: np.ndarray  # (E,) undiscounted returns of the finished episodes; if there is none, of the one that was cut
 
 
 def rollout(env: RandomisedEnv, policy, std: np.ndarray, domain: Domain, steps: int, rng) -> Rollout:
@@ -1326,7 +1328,7 @@ def run_name(args, script: str) -> str:
         value = getattr(args, field.name)
         if field.name not in NOT_IN_NAME and value != field.default:
             items = value if isinstance(value, tuple) else (value,)
-            text = "+".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
+            text = "+".join(f"{item:.12g}" if isinstance(item, float) else str(item) for item in items)
             words.append(re.sub(r"[^\w.+=-]", "_", f"{field.name}={text}"))
     return "-".join([*words, f"seed{args.seed}"])
 
@@ -1353,9 +1355,8 @@ class Run:
         evaluations = min(getattr(self.args, "evaluations", 1), total)
         due = {round(total * i / evaluations) for i in range(1, evaluations + 1)}
         self._open()
-        first, seconds = self._resume(parts)
-        began = shown = time.perf_counter()
-        self.began = began - seconds  # as if all processes that took part had been this one
+        first = self._resume(parts)
+        self.began = shown = time.perf_counter()
         for done in range(first + 1, total + 1):
             self.step, self.evaluation_due, self.last = done * steps, done in due, done == total
             yield done - 1
@@ -1363,7 +1364,7 @@ class Run:
                 self._save(parts, done)
             if sys.stdout.isatty() or self.last or done == first + 1 or time.perf_counter() - shown > 10:
                 shown = time.perf_counter()
-                self._show((done - first) * steps / (shown - began))
+                self._show((done - first) * steps / (shown - self.began))
         if first == total:
             print(f"{self.path} is finished: nothing to do (--overwrite starts anew)")
         run = SavedRun(self.path)
@@ -1383,15 +1384,15 @@ class Run:
             pass  # Windows has no such locks
         except BlockingIOError:
             fail(f"another process is training in {self.path}: wait for it, or choose another --runs folder")
-        for file in self.path.glob("*.*") if self.args.overwrite else ():
+        for file in self.path.glob("[!.]*") if self.args.overwrite else ():  # not the lock
             file.unlink()
         versions = {each.__name__: each.__version__ for each in (torch, gym, mujoco, np)} | {"python": sys.version}
         config = {"settings": dataclasses.asdict(self.args), "versions": versions}
         self._replace("config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
 
-    def _resume(self, parts) -> tuple[int, float]:
-        """Go back to the last checkpoint, if there is one; iterations and seconds done so far."""
-        path, saved = self.path / "checkpoint.pt", {"iteration": 0, "step": 0, "seconds": 0.0, "parts": {}}
+    def _resume(self, parts) -> int:
+        """Go back to the last checkpoint, if there is one; the iterations done so far."""
+        path, saved = self.path / "checkpoint.pt", {"iteration": 0, "step": 0, "parts": {}}
         try:
             if path.exists():
                 saved = torch.load(path, weights_only=True, map_location="cpu")
@@ -1401,16 +1402,16 @@ class Run:
         except Exception as error:  # torch.load has no common class for what a damaged file raises
             fail(f"{path} is damaged ({type(error).__name__}): start anew with --overwrite, or put a good copy there")
         for log in self.path.glob("*.csv"):  # rows that were written after it, the last one perhaps in part
-            header, *rows = log.read_text().splitlines(keepends=True)
+            header, *rows = log.read_text().splitlines(keepends=True) or [""]
             kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= saved["step"]]
             self._replace(log.name, lambda path: path.write_text("".join([header, *kept])))
-        return saved["iteration"], saved["seconds"]
+        return saved["iteration"]
 
     def _save(self, parts, iteration):
         """Tensors and plain numbers only. A finished run needs no replay buffer."""
         unneeded = (ReplayBuffer, Stream) if self.last else ()
         state = {name: part.state_dict() for name, part in parts.items() if not isinstance(part, unneeded)}
-        saved = {"iteration": iteration, "step": self.step, "seconds": self.seconds(), "parts": state}
+        saved = {"iteration": iteration, "step": self.step, "parts": state}
         self._replace("checkpoint.pt", lambda path: torch.save(saved, path))
 
     def _replace(self, name, write):
@@ -1426,10 +1427,6 @@ class Run:
         start, end = ("\r\x1b[K", "\n" if self.last else "") if sys.stdout.isatty() else ("", "\n")
         print(start + line, end=end, flush=True)
 
-    def seconds(self) -> float:
-        """Of training so far."""
-        return time.perf_counter() - self.began
-
     def log(self, agent: int, module: nn.Module, metrics: dict):
         """Append a row for this agent to log.csv. If a metric or a weight is not finite, end the program instead."""
         losses = [value for name, value in metrics.items() if name != "return"]  # of no episode at first: nan
@@ -1437,7 +1434,7 @@ class Run:
             what = f"step {self.step}, agent {agent}: a metric or weight is not finite"
             fail(f"{what}; {self.path} keeps its last checkpoint", status=1)
         self.returns[agent] = metrics["return"]
-        self.write("log.csv", [{"agent": agent, **metrics, "seconds": round(self.seconds(), 3)}])
+        self.write("log.csv", [{"agent": agent, **metrics, "seconds": round(time.perf_counter() - self.began, 3)}])
 
     def write(self, name: str, rows: list[dict], step: int | None = None):
         """Append rows to one of the tables, before each row the step (that of the iteration's end if None)."""
@@ -1446,6 +1443,10 @@ class Run:
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerows({"step": step or self.step, **row} for row in rows)
+
+    def evaluate(self, envs: list[RandomisedEnv], policies: dict):
+        """Append a test of these policies {agent: policy} to eval.csv."""
+        self.write("eval.csv", evaluate(envs, policies, self.args.eps_te, self.args.eval_domains))
 
     def snapshot(self, networks: list[nn.Module]):
         """Keep these networks as they are at this step, in policies-<step>.pt."""
@@ -1560,19 +1561,21 @@ def select_runs(args, script: str, lines: dict[str, dict]) -> dict[str, list[Sav
     """Finished runs of each line of a figure, {label: arguments that are not those of `args`}; says what is missing."""
     found = {label: find_runs(args, script, **changes) for label, changes in lines.items()}
     missing = [label for label, runs in found.items() if not runs]
-    where = f"below {args.runs}/ for {args.env}: README.md, \"Every figure\", has the commands"
+    place = f"below {args.runs}/: README.md, \"Every figure\", has the commands"
     if len(missing) == len(found):
-        fail(f"no finished runs for this figure {where}")
+        fail(f"no finished runs for this figure {place}")
     if missing:
-        print(f"no finished runs of {'; '.join(missing)} {where}")
+        print(f"no finished runs of {'; '.join(missing)} {place}")
     return found
 
 
-def environments(args, script: str) -> list[str]:
-    """The environments of all finished runs with as many steps and the same eps_tr."""
-    wanted = {"total_steps": args.total_steps, "eps_tr": args.eps_tr}.items()
-    names = {run.settings["env"] for run in finished_runs(args, script) if wanted <= run.settings.items()}
-    return sorted(names) or [args.env]
+def runs_by_environment(args, script: str, lines: dict[str, dict]) -> dict[str, dict[str, list[SavedRun]]]:
+    """The same in every environment that has such runs: {environment: {label: runs}}."""
+    names = sorted({run.settings["env"] for run in finished_runs(args, script)})
+    names = [env for env in names if any(find_runs(args, script, env=env, **line) for line in lines.values())]
+    wanted = {f"{label}, {env}": {"env": env} | line for env in names for label, line in lines.items()}
+    found = select_runs(args, script, wanted)
+    return {env: {label: found[f"{label}, {env}"] for label in lines} for env in names}
 
 
 # =========================================================================================================
@@ -1684,15 +1687,13 @@ def save_gif(movies: list[list[np.ndarray]], path: Path):
 
 
 def draw_curves(args):
-    """Learning curves of all finished runs with these arguments, a panel for each environment; prints final returns."""
-    found = select_runs(args, "baselines", {env: {"env": env} for env in environments(args, "baselines")})
+    """Learning curves of all finished runs with these arguments, a panel for each environment."""
+    found = runs_by_environment(args, "baselines", {args.algo: {}})
     figure, axes = new_figure(columns=len(found))
     for axis, (env, runs) in zip(axes, found.items()):
-        plot_lines(axis, {args.algo: [run.training_curve() for run in runs]}, STEPS, "training return, mean of 20 rows")
+        lines = {args.algo: [run.training_curve() for run in runs[args.algo]]}
+        plot_lines(axis, lines, STEPS, "training return, mean of 20 rows")
         axis.set_title(env)
-        for run in runs:
-            levels, returns = run.test_returns()
-            print(f"{run.path.name}: return of the deterministic policy {returns[0]:.0f} at eps_te = {levels[0]:g}")
     return figure, f"{args.algo}; mean over seeds, 95 % bootstrap interval"
 
 

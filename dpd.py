@@ -28,9 +28,9 @@ Where this differs from, or completes, the paper
 * D is the mean over action dimensions of the squared difference between mean actions, not samples.
 * The weights have no gradient, are clipped to [.01, 100] and divided by their sum over the minibatch. (The released
   code does so too, but then multiplies weights of shape (N, 1) with distances of shape (N,), which makes them
-  cancel; and its PPO has the sign of xi reversed. The sign here is the paper's.) So nearly all states count alike
-  where the two critics' levels differ by more than log(100) / alpha in most states, or by much less than 1 / alpha.
-  The log's column `effective` says how many count: 1 is all alike.
+  cancel; and its PPO has the sign of xi reversed. The sign here is the paper's.) If the two critics differ by more
+  than log(100) / alpha in most states, nearly all weights are clipped; if by much less than 1 / alpha, nearly all are
+  equal. In both cases the states count alike. The log's column `effective` says how many count: 1 is all alike.
 * V for DDPG is Q(s, mu(s)), each learner's own critic at its own action. For PPO both values are brought to the
   learner's own scale of rewards before they are compared.
 * How often to distil: in Algorithm 1 one step of distillation (line 5) follows the update of an iteration (line 4).
@@ -43,9 +43,9 @@ Where this differs from, or completes, the paper
   second acts after the first has learned; only which of its states are the latest differs by this.)
 * DDPG is that of baselines.py, with normalised layers and noise on the actors' weights. Each learner begins with 10 000
   random steps, in which nothing is learned: two learners take 20 000 together.
-* PPO is that of baselines.py, but for the critic of 64-64-64. The paper takes all settings from OpenAI's baselines.
-  There PPO's learning rate falls to 0, its values are clipped, and the norm that is clipped is that of both networks'
-  gradient together. Here the rate is constant, values are not clipped, and actor and critic have a norm each.
+* PPO is that of baselines.py, but for the critic of 64-64-64. The paper takes all hyperparameters from OpenAI's
+  baselines. There PPO's learning rate falls to 0, its values are clipped, and the norm that is clipped is that of both
+  networks' gradient together. Here the rate is constant, values are not clipped, and actor and critic have a norm each.
 * What is counted, plotted and compared is the total of both learners' environment steps.
 * Table 1 of the paper is of PPO: it takes `--table 1 --base ppo`. Without `--base` the same table is of DDPG.
 * Figure 2 has bootstrap intervals of the mean where the paper's has the standard deviation.
@@ -55,11 +55,12 @@ Where this differs from, or completes, the paper
 * The paper used the v2 environments, which need a MuJoCo of their time. The v4 ones are their successors.
 * `--eps-tr` trains under domain randomisation, which the paper did not try.
 
-Commands (two cores of a laptop; see the README for measured numbers)
-----------------------------------------------------------------------
+Commands (two cores; see the README for measured numbers)
+---------------------------------------------------------
     python dpd.py --env HalfCheetah-v4 --total-steps 6e4                       # toy: a minute, returns around 0
     python dpd.py --env HalfCheetah-v4 --total-steps 3e5                       # five minutes, returns of 3200 to 4600
-    python dpd.py --env HalfCheetah-v4 --total-steps 5e6 --seeds 0 1 2 3 4     # the paper's steps, two hours each
+    python dpd.py --env HalfCheetah-v4 --total-steps 5e6 --seeds 0 1 2 3 4     # the paper's steps: two hours
+        # each; not measured
 
 To use it elsewhere, copy dpd.py, baselines.py and randomised_envs.py.
 """
@@ -75,7 +76,7 @@ from torch import nn
 import baselines
 from baselines import (
     CYCLE, CYCLES, DDPG_METRICS, PPO_METRICS, DDPGAgent, Exploration, Optimiser, PPOAgent, ReplayBuffer, Run, RunArgs,
-    RunningNorm, Stream, evaluate, make_batch, numpy_policy, ppo_losses, rollout, shuffle,
+    RunningNorm, Stream, make_batch, numpy_policy, rollout, shuffle,
 )  # the algorithms; the rest of baselines.py is plumbing
 from randomised_envs import sample_domain
 
@@ -220,7 +221,7 @@ class ValueCritic(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Losses of distillation (those of DDPG and PPO stand in baselines.py)
+# Losses (of distillation; those of DDPG and PPO stand in baselines.py)
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +328,7 @@ def train_ddpg(args):
     """Algorithm 1 on DDPG: both act for a hundred steps, then one learns and then the other, repeat."""
     run, args = Run(args, "dpd"), with_paper(args)  # the folder's name has only what was given
     number = LEARNERS[args.method]
-    envs, pool = baselines.make_envs(args, args.threads + number), baselines.workers(args.threads)
+    envs, pool = baselines.make_envs(args, args.threads + number), baselines.thread_pool(args.threads)
     obs_size, action_scale = envs[0].observation_space.shape[0], baselines.symmetric_action_scale(envs[0])
     learners = [DDPGLearner(obs_size, action_scale, args) for _ in range(number)]  # with different initialisations
     size = min(args.buffer_size, args.total_steps // number)
@@ -375,7 +376,7 @@ def train_ppo(args):
     """Algorithm 1 on PPO: both act, then one learns and then the other, repeat."""
     run, args = Run(args, "dpd"), with_paper(args)  # the folder's name has only what was given
     number = LEARNERS[args.method]
-    envs, pool = baselines.make_envs(args, max(args.threads, number)), baselines.workers(args.threads)
+    envs, pool = baselines.make_envs(args, max(args.threads, number)), baselines.thread_pool(args.threads)
     obs_size, action_size = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
     learners = [PPOLearner(obs_size, action_size, args) for _ in range(number)]  # with different initialisations
     steps, updates = baselines.steps_per_agent(args, 1), args.epochs * args.minibatches
@@ -391,16 +392,14 @@ def train_ppo(args):
         batches = [make_batch(learner, [data], args) for learner, data in zip(learners, rollouts)]
         metrics = [torch.zeros(len(PPO_METRICS), device=args.device) for _ in learners]
         lessons = [torch.zeros(len(METRICS), device=args.device) for _ in learners]
-        # The first iteration only gathers the normalisers' statistics: no step is taken on raw observations.
-        epochs = args.epochs if iteration > 0 else 0
+        epochs = args.epochs if iteration > 0 else 0  # the first one only gathers the normalisers' statistics
         for i, (learner, batch, rng) in enumerate(zip(learners, batches, rngs)):
             peer, theirs = learners[i - 1], rollouts[i - 1].obs[-args.distill_window :]  # as in train_ddpg
             rows = theirs[rng.integers(len(theirs), size=(distill_steps, args.distill_batch))]
             states = torch.as_tensor(rows, device=args.device)
             minibatches = [each for _ in range(epochs) for each in shuffle(batch, args.minibatches, rng)]
             for minibatch, due in zip(minibatches, share_out(states, updates)):
-                networks = learner.actor, learner.critic
-                metrics[i] += learner.optimiser.minimise(ppo_losses, *networks, minibatch, args)  # lines 4, 7
+                metrics[i] += learner.update(minibatch, args)                                     # lines 4, 7
                 for obs in due:
                     lessons[i] += distil(learner, peer, obs, args)                                # lines 5, 8
         for i, (learner, data) in enumerate(zip(learners, rollouts)):
@@ -420,7 +419,7 @@ def finish_iteration(run, envs, learners, args):
     """Evaluate and keep the networks, where it is time."""
     if run.evaluation_due:
         policies = {i: numpy_policy(learner.actor) for i, learner in enumerate(learners)}
-        run.write("eval.csv", evaluate(envs, policies, args.eps_te, args.eval_domains))
+        run.evaluate(envs, policies)
         run.snapshot([network for learner in learners for network in (learner.actor, learner.critic)])
 
 
@@ -450,15 +449,6 @@ def load_policies(run) -> list:
     return [numpy_policy(actor) for actor, _ in load_learners(run)]
 
 
-def find_both(args) -> dict[str, dict[str, list]]:
-    """Finished runs by environment and method, of every environment that has one."""
-    names = baselines.environments(args, "dpd")
-    wanted = {f"{method}, {env}": {"env": env, "method": method} for env in names for method in LEARNERS}
-    found = baselines.select_runs(args, "dpd", wanted)
-    both = {env: {method: found[f"{method}, {env}"] for method in LEARNERS} for env in names}
-    return {env: runs for env, runs in both.items() if any(runs.values())}
-
-
 def better_curve(run):
     """Steps (T,), and the return of the better learner at each (T,)."""
     curves = [run.training_curve(agent=agent, rows=10) for agent in range(LEARNERS["dpd"])]
@@ -467,7 +457,7 @@ def better_curve(run):
 
 def figure_2(args):
     """Learning curves against the steps of all learners together."""
-    both = find_both(args)
+    both = baselines.runs_by_environment(args, "dpd", {method: {"method": method} for method in LEARNERS})
     figure, axes = baselines.new_figure(columns=len(both))
     for axis, (env, runs) in zip(axes, both.items()):
         baselines.plot_lines(axis, {
@@ -520,7 +510,7 @@ def figure_3(args):
 
 def table_1(args):
     """Mean and maximum episodic return, +- standard deviation over seeds, and the deterministic policy's at the end."""
-    both = find_both(args)
+    both = baselines.runs_by_environment(args, "dpd", {method: {"method": method} for method in LEARNERS})
     print(f"{args.base}, {args.total_steps:,} environment steps; +- is the standard deviation over seeds")
     print(f"{'':18}{'method':10}{'seeds':>6}{'mean':>18}{'max':>18}{'deterministic':>18}{'better learner':>18}")
     cases = [(env, method, runs) for env, found in both.items() for method, runs in found.items() if runs]

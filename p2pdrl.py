@@ -59,7 +59,8 @@ Where this differs from, or completes, the paper
   critic as it then is. The methods with one learner compute them once for each iteration, as in the PPO paper. Which is
   better was not established: what was tried (see the README) lies within the differences between seeds.
 * Time limits and the end of the batch are not deaths: the future is bootstrapped there. Every iteration begins with a
-  reset. Training returns are means over finished episodes; an episode that this reset cuts is none.
+  reset. Training returns are means over finished episodes; an episode that this reset cuts counts only where its
+  rollout has no finished one.
   Actions are clipped to the robot's range by the environment only; their densities are of the unclipped ones.
 * PPO's rollouts of an iteration share one domain ("randomly samples a domain", Sec. 4.2). There are K of them, so that
   it has as much data as the cohort. Self-KL has the same data and P2PDRL's learning rate: only the KL's target differs.
@@ -78,11 +79,12 @@ Where this differs from, or completes, the paper
 * The variance of the gradient is that of one agent's share of the iteration's steps.
 * The initial position, read literally, cannot change a return; see `--init` and randomised_envs.py.
 
-Commands (two cores of a laptop; see the README for measured numbers)
----------------------------------------------------------------------
+Commands (two cores; see the README for measured numbers)
+---------------------------------------------------------
     python p2pdrl.py --env Hopper-v4 --total-steps 2e5          # toy: a minute, returns of about 900
     python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2             # six to eight minutes, returns of 3000 to 4800
-    python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2 --total-steps 1e7 --seeds 0 1 2 3 4 5 6 7     # the paper's seeds
+    python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2 --total-steps 1e7 --seeds 0 1 2 3 4 5 6 7     # the paper's
+        # eight seeds, and our guess at its steps: half an hour for each, not measured
 
 To use it elsewhere, copy p2pdrl.py, baselines.py and randomised_envs.py.
 """
@@ -97,8 +99,9 @@ import torch
 from torch import nn
 
 from baselines import (
-    CENTRAL, Optimiser, Run, RunArgs, RunningNorm, compute_advantages, environments, episode_returns, evaluate, fail,
-    launch, make_batch, make_envs, new_figure, numpy_policy, plot_lines, rollout, select_runs, steps_per_agent, workers,
+    CENTRAL, Optimiser, Run, RunArgs, RunningNorm, compute_advantages, episode_returns, evaluate, fail, launch,
+    make_batch, make_envs, new_figure, numpy_policy, plot_lines, rollout, runs_by_environment, select_runs,
+    steps_per_agent, thread_pool,
 )
 from randomised_envs import Domain, sample_domain
 
@@ -107,7 +110,7 @@ class Method(NamedTuple):
     """A row of the table in the docstring above; the loop reads it."""
 
     learning_rate: float  # App. A.2
-    data: str  # "own": a rollout for each of K learners; one learner has all K, "one domain", "union" or of "workers"
+    data: str  # each learner's "own" rollout, or one learner's K: in "one domain", in K ("union"), by K "workers"
     peers: str = "none"  # whom it stays close to: "others", "itself" before this iteration, the "central" policy
     states: str = "own"  # where
     central: str = "none"  # a central policy learns after each "minibatch" or each "iteration"
@@ -279,11 +282,11 @@ METRICS = (
 
 def agent_losses(actor, critic, peers, peers_obs, batch, args):                                         # Eq. (4)
     """Losses of an agent's actor and critic on a minibatch, and METRICS. peers_obs: for DnC (N, obs) of each peer."""
-    workers = args.agents if METHODS[args.method].data == "workers" else 1
-    advantages = [normalise_advantages(part) for part in batch.advantages.chunk(workers)]
+    parts = args.agents if METHODS[args.method].data == "workers" else 1  # each worker's advantages by themselves
+    advantages = [normalise_advantages(part) for part in batch.advantages.chunk(parts)]
     policy = actor(batch.obs)  # once for both terms
     log_ratio = gaussian_log_prob(*policy, batch.actions) - batch.log_probs
-    surrogate = ppo_loss(log_ratio, torch.cat(advantages) if workers > 1 else advantages[0], args.clip)
+    surrogate = ppo_loss(log_ratio, torch.cat(advantages) if parts > 1 else advantages[0], args.clip)
     distillation = dnc_loss(actor, peers, peers_obs) if peers_obs else distillation_loss(policy, peers, batch.obs)
     entropy = (actor.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
     actor_loss = surrogate + args.alpha * distillation - args.entropy_coef * entropy
@@ -311,10 +314,6 @@ class Agent(nn.Module):
         super().__init__()
         self.actor, self.critic, self.reward_scale = actor, critic, RunningNorm(())
         self.optimiser = Optimiser([actor, critic], learning_rate, args, eps=1e-5, max_grad_norm=args.max_grad_norm)
-
-    def update(self, peers, peers_obs, minibatch, args):                                                # lines 13, 15
-        """One step of Adam on theta_i and phi_i; the metrics."""
-        return self.optimiser.minimise(agent_losses, self.actor, self.critic, peers, peers_obs, minibatch, args)
 
     def restart(self, central: GaussianActor):
         """Act like the central policy from now on, with standard deviations as they were (DnC)."""
@@ -387,7 +386,7 @@ def train(args):
     if args.agents < 2 and not METHODS[args.method].one_learner:
         fail(f"--agents {args.agents}: {args.method} needs at least 2")
     method, steps = METHODS[args.method], steps_per_agent(args, args.agents)
-    envs, pool = make_envs(args, max(args.agents, args.threads)), workers(args.threads)
+    envs, pool = make_envs(args, max(args.agents, args.threads)), thread_pool(args.threads)
     obs_size, action_size = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
 
     actor, critic = GaussianActor(obs_size, action_size), ValueCritic(obs_size)                         # lines 2, 3
@@ -414,6 +413,7 @@ def train(args):
         rollouts = list(pool.map(rollout, envs, policies, stds, domains, [steps] * args.agents, rngs))  # line 7
         data = [rollouts] if method.one_learner else [[each] for each in rollouts]  # of each learner
         batches = list(pool.map(make_batch, agents, data, [args] * len(agents)))
+        explained = [batch.explained_variance() for batch in batches]
         old.load_state_dict(actors[0].state_dict())
 
         if args.gradient_variance:
@@ -424,15 +424,17 @@ def train(args):
                 variances.append(log_gradient_variance(agents[i], peers[i], theirs, batches[i], rng, args))
 
         metrics = [torch.zeros(len(METRICS), device=args.device) for _ in learners]
-        # The first iteration only gathers the normalisers' statistics: no step is taken on raw observations.
-        for epoch in range(args.epochs if iteration > 0 else 0):                                        # line 9
+        epochs = args.epochs if iteration > 0 else 0  # the first one only gathers the normalisers' statistics
+        for epoch in range(epochs):                                                                     # line 9
             if epoch > 0 and not method.one_learner:
                 estimates = pool.map(compute_advantages, agents, data, [args] * len(agents))            # line 14
-                batches = [batch._make([*batch[:3], *estimate]) for batch, estimate in zip(batches, estimates)]
+                batches = [batch._replace(advantages=a, targets=t) for batch, (a, t) in zip(batches, estimates)]
             for minibatches in shuffle_all(batches, rngs, args):                                        # line 10
                 for i in learners:                                                                      # lines 11, 12
                     theirs = [batch.obs for batch in others(minibatches, i)] if method.states == "peers" else []
-                    metrics[i] += agents[i].update(peers[i], theirs, minibatches[i], args)              # lines 13, 15
+                    networks = actors[i], agents[i].critic
+                    metrics[i] += agents[i].optimiser.minimise(                                         # lines 13, 15
+                        agent_losses, *networks, peers[i], theirs, minibatches[i], args)
                 if method.central == "minibatch":
                     central.update(agents, minibatches)
 
@@ -441,8 +443,9 @@ def train(args):
             for _ in range(30 if restart else 1):
                 for minibatches in shuffle_all(batches, rngs, args):
                     central.update(agents, minibatches)
-            for agent in agents if restart else ():
-                agent.restart(central.actor)
+            if restart:
+                for agent in agents:
+                    agent.restart(central.actor)
 
         for i, agent in enumerate(agents):
             for each in data[i]:  # only now: this data was collected, and used, with the old statistics
@@ -450,10 +453,10 @@ def train(args):
                 agent.critic.norm.update(each.obs)
             returns = np.concatenate([each.returns for each in data[i]])
             means = (metrics[i] / (args.epochs * args.minibatches)).tolist()
-            run.log(i, agent, {  # metrics are means over the iteration's minibatches, 0 in the first, which has none
-                "return": returns.mean(), "episodes": len(returns),  # of this iteration's finished episodes
-                **dict(zip(METRICS, means)),
-                "explained_variance": batches[i].explained_variance(),  # of the targets, by the critic
+            run.log(i, nn.ModuleList([agent, central]), {
+                "return": returns.mean(), "episodes": len(returns),  # of a rollout without a finished one, the one cut
+                **dict(zip(METRICS, means)),  # over the iteration's minibatches; 0 in the first, which has none
+                "explained_variance": explained[i],  # of the targets, by the critic
                 **({"gradient_variance": variances[i]} if args.gradient_variance else {}),  # its log
             })
         for each in rollouts:
@@ -461,8 +464,7 @@ def train(args):
         if iteration == 0 or run.evaluation_due:
             run.snapshot(list(tested.values()))
         if run.evaluation_due:
-            policies = {i: numpy_policy(actor) for i, actor in tested.items()}
-            run.write("eval.csv", evaluate(envs[: args.threads], policies, args.eps_te, args.eval_domains))
+            run.evaluate(envs[: args.threads], {i: numpy_policy(actor) for i, actor in tested.items()})
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -490,7 +492,7 @@ def test_return(envs, run, args) -> float:
 
 
 def runs_of(args, methods, **changes) -> dict[str, list]:
-    """Finished runs by method; those not asked for have none, so that a method has the same colour in every figure."""
+    """Finished runs by method. The other methods get an empty list, so that each method keeps its colour."""
     found = select_runs(args, "p2pdrl", {method: {"method": method} | changes for method in methods})
     return {method: found.get(method, []) for method in METHODS}
 
@@ -513,11 +515,11 @@ def plot_test(axis, found):
 
 def figures_3_and_4(args):
     """Learning curves, or test return against eps_te: a panel for each environment, methods side by side."""
-    names = environments(args, "p2pdrl")
-    figure, axes = new_figure(columns=len(names))
-    for axis, env in zip(axes, names):
+    methods = {method: {"method": method} for method in METHODS if method != "self-kl"}  # that is Figure 7
+    both = runs_by_environment(args, "p2pdrl", methods)
+    figure, axes = new_figure(columns=len(both))
+    for axis, (env, found) in zip(axes, both.items()):
         axis.set_title(env)
-        found = runs_of(args, [method for method in METHODS if method != "self-kl"], env=env)  # that is Figure 7
         (plot_training if args.figure == "3" else plot_test)(axis, found)
     return figure, f"eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
 

@@ -61,8 +61,8 @@ You should know
 * Where all episodes have the same length, as in HalfCheetah, phases and evaluations fall on the same steps: what is
   evaluated then are students that were taught just before.
 
-Commands, on a laptop
----------------------
+Commands (two cores; see the README for measured numbers)
+---------------------------------------------------------
     python piekd_cikd.py --env Hopper-v4 --total-steps 6000 --warm-up 2000 --interval 1000    # toy: a minute or two
     python piekd_cikd.py --env Hopper-v4 --total-steps 1e5                     # an hour, returns of 400 to 3000
     python piekd_cikd.py --env Hopper-v4 --seeds 0 1 2 3 4                                    # the papers' size
@@ -82,27 +82,11 @@ from torch import nn
 
 from baselines import (
     ROW, SAC_METRICS, Optimiser, ReplayBuffer, Run, RunArgs, SACAgent, Stream, evaluate, fail, launch, make_envs,
-    new_figure, plot_lines, sac_batch, select_runs, squashed_policy, symmetric_action_scale, workers,
+    new_figure, plot_lines, sac_batch, select_runs, squashed_policy, symmetric_action_scale, thread_pool,
 )
 
-# What a line of a figure is: its label, and the arguments that are not the command line's.
-METHOD = {"{method}": {}}
-ENSEMBLE, VANILLA = {"ensemble": {"method": "ensemble"}}, {"vanilla": {"method": "vanilla"}}
-EXTRA = {f"{method} (extra)": {"method": method, "share": "extra"} for method in ("ensemble", "vanilla")}
-HARDCOPY = {"{method} (hardcopy)": {"share": "hardcopy"}}
-RANDOM = {"{method} (random teacher)": {"teacher": "random"}}
-RESET = {"{method} (reset)": {"reset_students": True}}
-SIZES = {f"{{method}}, K = {size}": {"ensemble_size": size} for size in (2, 3, 5)}
-INTERVALS = {f"{{method}}, I = {interval}": {"interval": interval} for interval in (1000, 5000, 10_000, 100_000)}
-PARTS = {f"{part} only": {"distil": part} for part in ("policy", "critic")}
-CURVES = {
-    "piekd-3": METHOD | ENSEMBLE | VANILLA, "piekd-4": METHOD | EXTRA,
-    "piekd-5": METHOD | HARDCOPY | ENSEMBLE | VANILLA, "piekd-6": METHOD | RANDOM | ENSEMBLE,
-    "piekd-7": SIZES | ENSEMBLE, "piekd-8": INTERVALS | ENSEMBLE,
-    "cikd-2": METHOD | ENSEMBLE | VANILLA, "cikd-3a": METHOD | EXTRA, "cikd-3b": METHOD | HARDCOPY | ENSEMBLE | VANILLA,
-    "cikd-4": METHOD | RANDOM | ENSEMBLE | VANILLA, "cikd-6": SIZES | ENSEMBLE, "cikd-7": METHOD | PARTS | VANILLA,
-    "cikd-8": METHOD | ENSEMBLE | VANILLA,
-}
+FIGURES = ("piekd-3 piekd-4 piekd-5 piekd-6 piekd-7 piekd-8 cikd-2 cikd-3a cikd-3b cikd-4 cikd-5 cikd-6 cikd-7 cikd-8"
+           " cikd-9").split()  # fmt: skip
 
 
 @dataclass
@@ -140,7 +124,7 @@ class Args(RunArgs):
     checkpoint_every: int = 5  # rows of the log, of 1000 steps each, between checkpoints
 
     # instead of training
-    figure: Literal[("", *CURVES, "cikd-5", "cikd-9")] = ""  # draw it from the runs that exist
+    figure: Literal["", *FIGURES] = ""  # draw it from the runs that exist
     watch: str = ""  # a run's folder: show its policies in a window
     gif: str = ""  # a run's folder: write policy.gif into it
 
@@ -189,7 +173,7 @@ class TwinCritic(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Losses of distillation (those of SAC stand in baselines.py)
+# Losses (of distillation; those of SAC stand in baselines.py)
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -229,7 +213,7 @@ def critic_losses(student, teacher, obs, actions):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# A phase of distillation
+# One update: a phase of distillation
 # ---------------------------------------------------------------------------------------------------------
 
 
@@ -380,7 +364,7 @@ def train(args):
         fail(f"--method {args.method} needs an --ensemble-size of at least 2: --method vanilla is one agent")
     if has_phases and args.interval > args.total_steps - args.warm_up:
         fail(f"--interval {args.interval} is never over: {args.total_steps - args.warm_up} steps follow the --warm-up")
-    envs, pool = make_envs(args, args.threads + 1), workers(args.threads)
+    envs, pool = make_envs(args, args.threads + 1), thread_pool(args.threads)
     obs_size, scale = envs[0].observation_space.shape[0], symmetric_action_scale(envs[0])
     numbers = range(1 if args.method == "vanilla" else args.ensemble_size)
     agents = [                                                                  # line i: with different initialisations
@@ -425,15 +409,15 @@ def train(args):
         last = np.where(np.isnan(standings.returns[:, -1]), stream.last_return, standings.returns[:, -1])
         for k, agent in enumerate(agents):
             run.log(k, agent, {
-                # Of the episodes that ended and were its own, random ones too; if there are none, of its last one that
-                # counts; if there is none either, of the last one of all.
+                # Mean over this agent's episodes that ended in these steps, random ones too; if none, its last counted
+                # one; if it has none, the ensemble's last one.
                 "return": np.mean(returns[k] or [last[k]]),
                 "episodes": len(returns[k]),
                 **dict(zip(SAC_METRICS, (metrics[k] / max(updates, 1)).tolist())),  # means over updates; 0 if none
             })
         if run.evaluation_due or run.step // args.evaluate_every > (run.step - ROW) // args.evaluate_every:
             policies = {k: squashed_policy(agent.actor) for k, agent in enumerate(agents)}
-            run.write("eval.csv", evaluate(envs[:-1], policies, args.eps_te, args.eval_domains))
+            run.evaluate(envs[:-1], policies)
         if run.last:
             run.snapshot([agent.actor for agent in agents])
 
@@ -441,6 +425,26 @@ def train(args):
 # ---------------------------------------------------------------------------------------------------------
 # Figures
 # ---------------------------------------------------------------------------------------------------------
+
+
+# What a line of a figure is: its label, and the arguments that are not the command line's.
+METHOD = {"{method}": {}}
+ENSEMBLE, VANILLA = {"ensemble": {"method": "ensemble"}}, {"vanilla": {"method": "vanilla"}}
+EXTRA = {f"{method} (extra)": {"method": method, "share": "extra"} for method in ("ensemble", "vanilla")}
+HARDCOPY = {"{method} (hardcopy)": {"share": "hardcopy"}}
+RANDOM = {"{method} (random teacher)": {"teacher": "random"}}
+RESET = {"{method} (reset)": {"reset_students": True}}
+SIZES = {f"{{method}}, K = {size}": {"ensemble_size": size} for size in (2, 3, 5)}
+INTERVALS = {f"{{method}}, I = {interval}": {"interval": interval} for interval in (1000, 5000, 10_000, 100_000)}
+PARTS = {f"{part} only": {"distil": part} for part in ("policy", "critic")}
+CURVES = {
+    "piekd-3": METHOD | ENSEMBLE | VANILLA, "piekd-4": METHOD | EXTRA,
+    "piekd-5": METHOD | HARDCOPY | ENSEMBLE | VANILLA, "piekd-6": METHOD | RANDOM | ENSEMBLE,
+    "piekd-7": SIZES | ENSEMBLE, "piekd-8": INTERVALS | ENSEMBLE,
+    "cikd-2": METHOD | ENSEMBLE | VANILLA, "cikd-3a": METHOD | EXTRA, "cikd-3b": METHOD | HARDCOPY | ENSEMBLE | VANILLA,
+    "cikd-4": METHOD | RANDOM | ENSEMBLE | VANILLA, "cikd-6": SIZES | ENSEMBLE, "cikd-7": METHOD | PARTS | VANILLA,
+    "cikd-8": METHOD | ENSEMBLE | VANILLA,
+}
 
 
 def load_policies(run) -> list:
@@ -475,10 +479,12 @@ def plot_best(axis, args, found: dict[str, list], worst: bool = False):
 
 
 def figure_curves(args):
-    """The best agent's return against steps, a line for each variant."""
+    """The best agent's return against steps, a line for each variant; in two figures the worst one's as well."""
     figure, (axis,) = new_figure()
-    plot_best(axis, args, look_up(args, CURVES[args.figure]), worst=args.figure in ("piekd-3", "cikd-2"))
-    return figure, f"{args.env}: best agent; mean over seeds, 95 % bootstrap interval"
+    worst = args.figure in ("piekd-3", "cikd-2")
+    plot_best(axis, args, look_up(args, CURVES[args.figure]), worst)
+    which = "best and worst agent" if worst else "best agent"
+    return figure, f"{args.env}: {which}; mean over seeds, 95 % bootstrap interval"
 
 
 def plot_indices(left, right, steps, runs: list[np.ndarray], agents: int, who: str):
@@ -518,7 +524,7 @@ def figure_cikd_5(args):
     shares = {}
     for name, (low, high) in spans.items():
         known = [share for table in tables if not math.isnan(share := surpassing(table, low, high))]
-        shares[name] = np.mean(known) if known else 0.0
+        shares[name] = np.mean(known) if known else math.nan
     axes[2].bar(shares.keys(), shares.values())
     axes[2].set(xlabel="third of training", ylabel="share of students better than their teacher", ylim=(0, 1))
     print(f"students better than their teacher: {shares['all']:.0%} overall, {shares['last']:.0%} in the last third")

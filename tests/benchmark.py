@@ -113,7 +113,7 @@ def measure_learner(args, module: str, command: str, interval: int, warm_up: int
 
 def measure_distillation(args) -> dict:
     """Minibatches by the second with which piekd_cikd.py teaches all students, after two phases for warm-up."""
-    from baselines import ReplayBuffer, SACAgent, make_envs, set_up_torch, symmetric_action_scale, workers
+    from baselines import ReplayBuffer, SACAgent, make_envs, set_up_torch, symmetric_action_scale, thread_pool
     from piekd_cikd import Args, SquashedActor, TwinCritic, teach
 
     settings = Args(env=args.env, threads=os.cpu_count(), distill_updates=args.steps // 4)
@@ -127,7 +127,7 @@ def measure_distillation(args) -> dict:
     buffer.count = len(buffer.rows)
     for phase in range(3):
         began = time.perf_counter()
-        teach(agents, 0, buffer, settings, phase, workers(settings.threads))
+        teach(agents, 0, buffer, settings, phase, thread_pool(settings.threads))
         seconds = time.perf_counter() - began
     return {"rate": settings.distill_updates * (len(agents) - 1) / seconds}
 

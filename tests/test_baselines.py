@@ -19,7 +19,7 @@ from baselines import (
     Batch, DDPGAgent, DDPGArgs, GaussianActor, Optimiser, PPOAgent, PPOArgs, ReplayBuffer, RunningNorm,
     SACAgent, SACArgs, SavedRun, Stream, Transitions, ValueCritic, bootstrap, ddpg_actor_loss, ddpg_critic_loss,
     ddpg_targets, discounted_sums, episode_returns, evaluate, gae, held_out_domains, make_batch,
-    numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss, workers,
+    numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss, thread_pool,
 )  # fmt: skip
 from helpers import finite_difference, flat, stop_and_go_on, write_run
 from randomised_envs import Domain, make_env, sample_domain
@@ -796,7 +796,7 @@ def test_a_sac_update_the_ordinary_way():
     slow = [copy.deepcopy(network).double() for network in fast]
     actor, critic, target, temperature = slow
     adams = [torch.optim.Adam(network.parameters(), lr=3e-4) for network in (actor, critic, temperature)]
-    pool, scale = workers(1), torch.tensor(SCALE).double()
+    pool, scale = thread_pool(1), torch.tensor(SCALE).double()
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
         single, noise = transitions(steps=16, seed=seed), torch.randn(2, 16, ACT, generator=generator)
@@ -839,7 +839,7 @@ def test_sac_is_a_plain_loop(monkeypatch, quiet):
 
     torch.manual_seed(2)
     agent = SACAgent(baselines.SquashedActor(11, np.ones(3, np.float32)), baselines.TwinCritic(11, 3), args)
-    plain, pool = PlainEpisodes(make_env("Hopper-v4", 0.2), 2, 0.2), workers(1)
+    plain, pool = PlainEpisodes(make_env("Hopper-v4", 0.2), 2, 0.2), thread_pool(1)
     for iteration in range(3):
         acting, rng = np.random.default_rng([2, 0, iteration, 1]), np.random.default_rng([2, 0, iteration, 0])
         metrics, before = [], len(plain.returns)
@@ -884,7 +884,8 @@ def test_finished_runs_are_found_by_their_options():
     (run.path / "figure.png").unlink()
     assert [run.settings["seed"] for run in baselines.find_runs(args, "baselines")] == [9, 10]
     assert [run.settings["seed"] for run in baselines.find_runs(args, "baselines", gamma=0.9)] == [2]
-    assert baselines.environments(args, "baselines") == ["Hopper-v4"]
+    found = baselines.runs_by_environment(args, "baselines", {"ppo": {}, "other": {"gamma": 0.5}})
+    assert {env: [len(runs[label]) for label in runs] for env, runs in found.items()} == {"Hopper-v4": [2, 0]}
 
 
 def test_bootstrap_covers_the_true_mean_nineteen_times_in_twenty():

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -186,18 +187,30 @@ def test_a_folder_has_every_option_that_changes_the_result():
     assert baselines.run_name(baselines.DDPGArgs(algo="ddpg"), "baselines") == "baselines-Hopper-v4-algo=ddpg-seed0"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def killed(tmp_path_factory):
+    """Runs that got SIGKILL at a moment after their first checkpoint, made while other tests use the other core."""
+
+    def kill(name, folder):
+        process, rng = start(COMMANDS[name], folder), random.Random(name)
+        while process.poll() is None and not list(folder.glob("runs/*/checkpoint.pt")):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        assert not process.communicate()[1]
+        return folder
+
+    with ThreadPoolExecutor(1) as pool:
+        yield {name: pool.submit(kill, name, tmp_path_factory.mktemp(name)) for name in COMMANDS}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_and_resumed_bit_by_bit(tmp_path, finished, name):
-    """SIGKILL at a moment after the first checkpoint, the same command again: as if it had never been stopped."""
-    process, rng = start(COMMANDS[name], tmp_path), random.Random(name)
-    while process.poll() is None and not list(tmp_path.glob("runs/*/checkpoint.pt")):
-        time.sleep(0.01)
-    time.sleep(rng.uniform(0, 0.4))
-    process.kill()
-    assert not process.communicate()[1]
-    path = only_run(tmp_path)
+def test_killed_and_resumed_bit_by_bit(killed, finished, name):
+    """The same command again: as if it had never been stopped."""
+    folder = killed[name].result()
+    path = only_run(folder)
     assert not (path / "figure.png").exists()  # it was not finished
-    out, _ = run(COMMANDS[name], tmp_path)
+    out, _ = run(COMMANDS[name], folder)
     assert "is resumed after" in out and results(path) == results(finished(name)[0])
 
 
@@ -238,6 +251,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, finished, size):
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
     """The second says so in a line; the first goes on until Ctrl-C, which is no error to explain."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process inherits it where it is ignored
     first = start(f"p2pdrl.py {TINY_PPO} --total-steps 25600", tmp_path)
     while not list(tmp_path.glob("runs/*/log.csv")):
         time.sleep(0.02)

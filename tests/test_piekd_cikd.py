@@ -11,7 +11,7 @@ from torch import nn
 
 import baselines
 import piekd_cikd
-from baselines import ReplayBuffer, SACAgent, SavedRun, Stream, sac_batch, squashed_policy, workers
+from baselines import ReplayBuffer, SACAgent, SavedRun, Stream, sac_batch, squashed_policy, thread_pool
 from helpers import flat, stop_and_go_on, write_run
 from piekd_cikd import (
     CURVES, Args, SquashedActor, Standings, TwinCritic, critic_distillation_loss, distil, elect, gaussian_kl, learn_on,
@@ -62,9 +62,6 @@ def changed(before, after):
 
 def normals(*policies):
     return [torch.distributions.Normal(mean, log_std.exp()) for mean, log_std in policies]
-
-
-# Eq. (1), (2) --------------------------------------------------------------------------------------------
 
 
 def two_policies(steps):
@@ -123,9 +120,6 @@ def test_critic_distillation_loss_pair_by_pair():
     assert all(parameter.grad is None for parameter in teacher.critic.parameters())
 
 
-# One phase -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("rows", "number", "changes"), [
     (40, 15, {}), (43, 15, {}), (33, 12, {}), (8, 3, {}),
     (40, 1, {"distill_updates": 1}), (40, 4, {"distill_updates": 4}), (43, 13, {"distill_updates": 13}),
@@ -177,7 +171,7 @@ def test_all_but_the_teacher_are_taught(share, threads):
     """Against one lesson after the other on copies, to the bit. The rest of a student stays; targets take one step."""
     agents, slow, buffer = learners(4), learners(4), memory()
     args = settings(share=share, distill_updates=3, seed=2)
-    losses, expected = teach(agents, 1, buffer, args, 7, workers(threads)), [[0, 0] for _ in agents]
+    losses, expected = teach(agents, 1, buffer, args, 7, thread_pool(threads)), [[0, 0] for _ in agents]
     for k in (0, 2, 3):
         if share == "distil":
             expected[k] = distil(slow[k], slow[1], buffer, args, np.random.default_rng([2, k, 7, 3]))
@@ -195,7 +189,7 @@ def test_all_but_the_teacher_are_taught(share, threads):
 def test_extra_updates():
     """Each agent learns on by itself, as often as a phase has minibatches: against single updates of copies."""
     agents, slow, buffer = learners(2), learners(2), memory()
-    args, pool = settings(share="extra", distill_epochs=2, seed=4), workers(1)
+    args, pool = settings(share="extra", distill_epochs=2, seed=4), thread_pool(1)
     learn_on(agents, buffer, args, 7, pool)
     for k, (agent, alone) in enumerate(zip(agents, slow)):
         rng = np.random.default_rng([4, k, 7, 3])
@@ -228,13 +222,10 @@ def test_students_are_reset_before_they_are_taught(monkeypatch):
     for phase in (0, 0, 1):
         agents = learners(3)
         before, random_state = [everything(agent) for agent in agents], torch.get_rng_state()
-        teach(agents, 1, memory(), settings(reset_students=True), phase, workers(1))
+        teach(agents, 1, memory(), settings(reset_students=True), phase, thread_pool(1))
         assert torch.equal(torch.get_rng_state(), random_state)
         assert [changed(*pair) for pair in zip(before, map(everything, agents))] == [networks, set(), networks]
     assert starts[0:2] == starts[2:4] and len(set(starts)) == 4
-
-
-# Election ------------------------------------------------------------------------------------------------
 
 
 def test_standings_are_means_of_the_last_episodes(tmp_path):
@@ -269,9 +260,6 @@ def test_the_best_is_elected(recent, expected):
     assert all(abs(drawn.count(k) / 600 - 1 / len(candidates)) < 0.08 for k in candidates)
 
 
-# The loop ------------------------------------------------------------------------------------------------
-
-
 def small_layers(inputs, outputs):
     """In place of layers of 256, to save time."""
     return nn.Sequential(nn.Linear(inputs, 16), nn.ReLU(), nn.Linear(16, outputs)).apply(piekd_cikd.glorot)
@@ -282,7 +270,7 @@ def plain_loop(args, number):
     torch.manual_seed(args.seed)
     scale, (env, test_env) = np.ones(3, np.float32), baselines.make_envs(args, 2)
     agents = [SACAgent(SquashedActor(11, scale), TwinCritic(11, 3), args) for _ in range(number)]
-    buffer, pool = ReplayBuffer(11, 3, 200), workers(1)
+    buffer, pool = ReplayBuffer(11, 3, 200), thread_pool(1)
     stream, returns, since, phases = Stream(env, args.seed, 0, buffer), [[] for _ in agents], 0, 0
     episodes, taught, tested = [], [], []
 
@@ -365,9 +353,6 @@ def test_the_loop_is_algorithm_1(monkeypatch, quiet, changes):
     assert evaluation["agent"].tolist() == [*range(number)] * 3 and evaluation["return"].tolist() == sum(tested, [])
     env, (domain,) = baselines.make_envs(args, 1)[0], baselines.held_out_domains(0.0, 1)
     assert [baselines.episode_return(env, each, domain, 0) for each in piekd_cikd.load_policies(run)] == tested[-1]
-
-
-# Figures -------------------------------------------------------------------------------------------------
 
 
 def make_run(returns, phases=(), **changes):
