@@ -506,7 +506,7 @@ def plot_training(axis, found, column: str = "return", ylabel: str = "training r
 def plot_test(axis, found):
     """Return in held-out domains against their level, a line for each method; each seed's value as text."""
     lines = {method: [run.test_returns() for run in runs] for method, runs in found.items()}
-    plot_lines(axis, lines, "eps_te, randomisation level", "return, deterministic policy, held-out domains", marker="o")
+    plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains", marker="o")
     for method, curves in lines.items():
         for eps, *values in zip(*curves[0][:1], *(returns for _, returns in curves)) if curves else ():
             by_seed = " ".join(f"{value:.0f}" for value in values)

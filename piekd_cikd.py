@@ -65,7 +65,7 @@ Commands (two cores; see the README for measured numbers)
 ---------------------------------------------------------
     python piekd_cikd.py --env Hopper-v4 --total-steps 6000 --warm-up 2000 --interval 1000    # toy: a minute or two
     python piekd_cikd.py --env Hopper-v4 --total-steps 1e5                     # an hour, returns of 400 to 3000
-    python piekd_cikd.py --env Hopper-v4 --seeds 0 1 2 3 4                                    # the papers' size
+    python piekd_cikd.py --env Hopper-v4 --seeds 0 1 2 3 4                     # the papers' size; not measured
 
 At the papers' size each seed takes half a day, half of that in distillation (`--distill-updates` bounds it).
 
@@ -74,7 +74,7 @@ To use it elsewhere, copy piekd_cikd.py, baselines.py and randomised_envs.py.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -85,6 +85,20 @@ from baselines import (
     new_figure, plot_lines, sac_batch, select_runs, squashed_policy, symmetric_action_scale, thread_pool,
 )
 
+class Method(NamedTuple):
+    """What a method is; the loop reads it."""
+
+    alone: bool = False  # one agent, whatever --ensemble-size says
+    distils: bool = False  # there are phases, in which the best agent teaches the others
+    multiples: bool = False  # phases keep to multiples of the interval (CIKD, line 20)
+
+
+METHODS = {
+    "piekd": Method(distils=True),
+    "cikd": Method(distils=True, multiples=True),
+    "ensemble": Method(),
+    "vanilla": Method(alone=True),
+}
 FIGURES = ("piekd-3 piekd-4 piekd-5 piekd-6 piekd-7 piekd-8 cikd-2 cikd-3a cikd-3b cikd-4 cikd-5 cikd-6 cikd-7 cikd-8"
            " cikd-9").split()  # fmt: skip
 
@@ -93,7 +107,7 @@ FIGURES = ("piekd-3 piekd-4 piekd-5 piekd-6 piekd-7 piekd-8 cikd-2 cikd-3a cikd-
 class Args(RunArgs):
     # ensemble
     env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment
-    method: Literal["piekd", "cikd", "ensemble", "vanilla"] = "piekd"  # ensemble: no distillation; vanilla: K = 1
+    method: Literal[tuple(METHODS)] = "piekd"  # ensemble: no distillation; vanilla: K = 1
     ensemble_size: int = 3  # K
     eps_tr: float = 0.0  # randomisation level in training, in [0, 1]; a new domain for each episode
     total_steps: int = 1_000_000  # environment steps
@@ -249,7 +263,7 @@ def elect(recent: np.ndarray, how: str, rng: np.random.Generator) -> int | None:
 
 def counter_after_phase(steps_since: int, args) -> int:
     """Where counting goes on: PIEKD, line 21, begins anew; CIKD, line 20, keeps to multiples of the interval."""
-    return steps_since % args.interval if args.method == "cikd" else 0
+    return steps_since % args.interval if METHODS[args.method].multiples else 0
 
 
 def number_of_minibatches(buffer, args) -> int:
@@ -359,14 +373,15 @@ def phase(agents, standings, buffer, envs, args, pool) -> list[dict]:
 
 def train(args):
     """PIEKD's and CIKD's Algorithm 1; line numbers are PIEKD's."""
-    has_phases = args.method in ("piekd", "cikd") or args.share == "extra"
-    if args.method != "vanilla" and args.ensemble_size < 2:
+    method = METHODS[args.method]
+    has_phases = method.distils or args.share == "extra"
+    if not method.alone and args.ensemble_size < 2:
         fail(f"--method {args.method} needs an --ensemble-size of at least 2: --method vanilla is one agent")
     if has_phases and args.interval > args.total_steps - args.warm_up:
         fail(f"--interval {args.interval} is never over: {args.total_steps - args.warm_up} steps follow the --warm-up")
     envs, pool = make_envs(args, args.threads + 1), thread_pool(args.threads)
     obs_size, scale = envs[0].observation_space.shape[0], symmetric_action_scale(envs[0])
-    numbers = range(1 if args.method == "vanilla" else args.ensemble_size)
+    numbers = range(1 if method.alone else args.ensemble_size)
     agents = [                                                                  # line i: with different initialisations
         SACAgent(SquashedActor(obs_size, scale), TwinCritic(obs_size, len(scale)), args) for _ in numbers
     ]
