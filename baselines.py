@@ -267,7 +267,7 @@ class PPOAgent(nn.Module):
 
 
 @torch.no_grad()
-def compute_advantages(agent, rollouts: list[Rollout], args):                                           # Eq. (11)
+def compute_advantages(agent, rollouts, args):                                                          # Eq. (11)
     """Advantages and value targets by the agent's present critic, two tensors (N,), of its rollouts in their order."""
     scale, discounts, estimates = agent.reward_scale.std().item(), (args.gamma, args.gae_lambda), []
     for data in rollouts:
@@ -282,7 +282,7 @@ def compute_advantages(agent, rollouts: list[Rollout], args):                   
 
 
 @torch.no_grad()
-def make_batch(agent, rollouts: list[Rollout], args) -> Batch:
+def make_batch(agent, rollouts, args) -> Batch:
     """Join an agent's rollouts to a batch. The scale of its rewards takes them into account from now on."""
     for data in rollouts:
         agent.reward_scale.update(discounted_sums(data.rewards, data.ends, args.gamma))

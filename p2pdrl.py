@@ -99,9 +99,9 @@ import torch
 from torch import nn
 
 from baselines import (
-    CENTRAL, Optimiser, Run, RunArgs, RunningNorm, compute_advantages, episode_returns, evaluate, fail, launch,
-    make_batch, make_envs, new_figure, numpy_policy, plot_lines, rollout, runs_by_environment, select_runs,
-    steps_per_agent, thread_pool,
+    CENTRAL, Optimiser, Run, RunArgs, RunningNorm, discounted_sums, episode_returns, evaluate, fail, gae, launch,
+    make_envs, new_figure, numpy_policy, plot_lines, rollout, runs_by_environment, select_runs, steps_per_agent,
+    thread_pool,
 )
 from randomised_envs import Domain, sample_domain
 
@@ -212,6 +212,20 @@ class ValueCritic(nn.Module):
 # ---------------------------------------------------------------------------------------------------------
 # Losses
 # ---------------------------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """N steps of one agent in its own domain(s)."""
+
+    obs: torch.Tensor  # (N, obs)
+    actions: torch.Tensor  # (N, act)
+    log_probs: torch.Tensor  # (N,) log pi_theta_old(a|s)
+    advantages: torch.Tensor  # (N,)
+    targets: torch.Tensor  # (N,) V^targ
+
+    def explained_variance(self) -> float:
+        """1 - Var(targets - values) / Var(targets): how much the critic knows; 1 is best."""
+        return 1 - (self.advantages.var() / (self.targets.var() + 1e-8)).item()
 
 
 def gaussian_log_prob(mean, log_std, actions):
@@ -334,6 +348,32 @@ class Central(nn.Module):
         """One step of Adam towards the agents, on a minibatch of each one's states."""
         actors, all_obs = [agent.actor for agent in agents], [batch.obs for batch in minibatches]
         self.optimiser.minimise(central_losses, self.actor, actors, all_obs)
+
+
+@torch.no_grad()
+def compute_advantages(agent, rollouts, args):                                                          # line 14
+    """Advantages and value targets by the agent's present critic, two tensors (N,), of its rollouts in their order."""
+    scale, discounts, estimates = agent.reward_scale.std().item(), (args.gamma, args.gae_lambda), []
+    for data in rollouts:
+        ends = data.ends.nonzero()[0]  # elsewhere the next observation is the following row, and is not valued twice
+        both = [torch.as_tensor(obs, device=args.device) for obs in (data.obs, data.next_obs[ends])]
+        values, last_values = (agent.critic(obs).double().cpu().numpy() for obs in both)
+        next_values = np.roll(values, -1)
+        next_values[ends] = last_values
+        advantages = gae(data.rewards / scale, values, next_values, data.terminated, data.ends, *discounts)
+        estimates.append((advantages, advantages + values))
+    return [torch.as_tensor(np.concatenate(each), dtype=torch.float32, device=args.device) for each in zip(*estimates)]
+
+
+@torch.no_grad()
+def make_batch(agent, rollouts, args) -> Batch:
+    """Join an agent's rollouts to a batch. The scale of its rewards takes them into account from now on."""
+    for data in rollouts:
+        agent.reward_scale.update(discounted_sums(data.rewards, data.ends, args.gamma))
+    obs = torch.as_tensor(np.concatenate([data.obs for data in rollouts]), device=args.device)
+    actions = torch.as_tensor(np.concatenate([data.actions for data in rollouts]), device=args.device)
+    log_probs = gaussian_log_prob(*agent.actor(obs), actions)
+    return Batch(obs, actions, log_probs, *compute_advantages(agent, rollouts, args))
 
 
 def others(items, i: int) -> list:

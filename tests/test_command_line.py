@@ -385,7 +385,7 @@ def meaning(thing):
 
 @pytest.mark.parametrize(("module", "names"), [
     (p2pdrl, "linear tanh_network GaussianActor ValueCritic gaussian_log_prob ppo_loss value_loss "
-     "normalise_advantages"),
+     "normalise_advantages Batch compute_advantages make_batch"),
     (dpd, "linear relu_network DeterministicActor ActionCritic"),
     (piekd_cikd, "glorot two_layers SquashedActor TwinCritic"),
 ])  # fmt: skip
