@@ -490,7 +490,7 @@ def plot_best(axis, args, found: dict[str, list], worst: bool = False):
         lines[f"{label}, best" if several else label] = [(steps, returns.max(1)) for steps, returns in tested]
         if several:
             lines[f"{label}, worst"] = [(steps, returns.min(1)) for steps, returns in tested]
-    plot_lines(axis, lines, "environment steps", f"return of the deterministic policy, eps_te = {eps:g}")
+    plot_lines(axis, lines, "environment steps", f"return, deterministic policy, eps_te = {eps:g}")
 
 
 def figure_curves(args):
