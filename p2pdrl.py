@@ -81,7 +81,7 @@ Where this differs from, or completes, the paper
 
 Commands (two cores; see the README for measured numbers)
 ---------------------------------------------------------
-    python p2pdrl.py --env Hopper-v4 --total-steps 2e5          # toy: a minute, returns of about 900
+    python p2pdrl.py --env Hopper-v4 --total-steps 2e5          # toy: a minute, returns of 900 to 1200
     python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2             # six to eight minutes, returns of 3000 to 4800
     python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2 --total-steps 1e7 --seeds 0 1 2 3 4 5 6 7     # the paper's
         # eight seeds, and our guess at its steps: half an hour for each, not measured
