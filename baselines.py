@@ -55,7 +55,7 @@ You should know
   the policy that collected the data is the policy in the ratio's denominator. SAC has none.
 * PPO divides rewards by the running standard deviation of the discounted return, and never shifts them: shifting
   would change which behaviour is best wherever episodes can end early. DDPG and SAC take them as they are.
-* Initial weights come from torch's generator; all others from numpy generators keyed by seed, agent and
+* Initial weights come from torch's generator, all other random numbers from numpy generators keyed by seed, agent and
   iteration (or episode). So a run needs no hidden state to be resumed bit by bit, and the number of threads cannot
   change it.
 """
@@ -89,6 +89,7 @@ from torch import nn
 from torch.optim.adam import adam
 
 from randomised_envs import Domain, Parser, RandomisedEnv, make_env, sample_domain
+
 
 @dataclasses.dataclass
 class RunArgs:
@@ -1152,12 +1153,15 @@ def held_out_domains(eps: float, number: int, hinges: int | None = None) -> list
 
 
 def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int, frames: list | None = None) -> float:
-    """Undiscounted return of one episode of a deterministic policy. frames: takes 20 pictures for each second."""
+    """Undiscounted return of one episode of a deterministic policy.
+
+    frames: gets pictures, 20 for each of the first five seconds.
+    """
     low, high = env.action_space.low, env.action_space.high
     obs, _ = env.reset(seed=seed, options={"domain": domain})
     total, over = 0.0, False
     while not over:
-        if frames is not None and env.data.time >= len(frames) / 20:
+        if frames is not None and len(frames) < 100 and env.data.time >= len(frames) / 20:
             frames.append(env.render())
         obs, reward, terminated, truncated, _ = env.step(np.minimum(np.maximum(policy(obs), low), high))
         total, over = total + float(reward), terminated or truncated
@@ -1512,18 +1516,18 @@ class SavedRun:
             network.load_state_dict(state)
         return networks
 
-    def last_evaluation(self) -> dict[str, dict[str, np.ndarray]]:
-        """Rows of the last evaluation, by the names of the agents."""
-        evaluation = self.table("eval.csv")
-        last = where(evaluation, step=evaluation["step"].max())
-        names = {agent: "central" if agent == CENTRAL else f"agent {agent:.0f}" for agent in np.unique(last["agent"])}
-        return {name: where(last, agent=agent) for agent, name in names.items()}
+    def evaluations(self, last: bool) -> dict[str, dict[str, np.ndarray]]:
+        """Rows of all evaluations, or of the last one, by the names of the agents."""
+        table = self.table("eval.csv")
+        table = where(table, step=table["step"].max() if last else None)
+        names = {agent: "central" if agent == CENTRAL else f"agent {agent:.0f}" for agent in np.unique(table["agent"])}
+        return {name: where(table, agent=agent) for agent, name in names.items()}
 
     def print_table(self):
         """Return by agent and eps_te at the last evaluation: mean over the held-out domains +- standard deviation."""
-        agents, levels = self.last_evaluation(), self.test_returns()[0]
-        steps = max(rows["step"][0] for rows in agents.values())
-        print(f"\nafter {steps:,.0f} steps, return of the deterministic policy in held-out domains,")
+        agents = self.evaluations(last=True)
+        levels, steps = (np.unique(next(iter(agents.values()))[name]) for name in ("eps_te", "step"))
+        print(f"\nafter {steps[0]:,.0f} steps, return of the deterministic policy in held-out domains,")
         print("mean +- standard deviation over domains, by eps_te, the level of their randomisation:")
         print("eps_te " + "".join(f"{eps:>15g}" for eps in levels))
         for name, rows in agents.items():
@@ -1531,15 +1535,17 @@ class SavedRun:
             print(f"{name:7}" + "".join(f"{each.mean():>8.0f} +-{each.std():>5.0f}" for each in returns))
 
     def draw(self):
-        """figure.png: each agent's learning curve, and its return in held-out domains by level at the end."""
+        """figure.png: each agent's learning curve, and its return in held-out domains by level (one level: by step)."""
         figure, (left, right) = new_figure(columns=2)
         agents = np.unique(self.table("log.csv")["agent"])
         trained = {f"agent {agent:.0f}": [self.training_curve(agent=agent)] for agent in agents}
-        tested = {name: [(rows["eps_te"], rows["return"])] for name, rows in self.last_evaluation().items()}
+        several = len(self.settings["eps_te"]) > 1  # of one level all evaluations say more than a single point
+        x, xlabel = ("eps_te", "eps_te, randomisation level") if several else ("step", STEPS)
+        tested = {name: [(rows[x], rows["return"])] for name, rows in self.evaluations(last=several).items()}
         plot_lines(left, trained, STEPS, "return", seeds=False)
-        plot_lines(right, tested, "eps_te, randomisation level", "return", seeds=False, marker="o", markersize=4)
+        plot_lines(right, tested, xlabel, "return", seeds=False, marker="o", markersize=4)
         left.set_title("training domains, sampled actions, mean of 20 rows")
-        right.set_title("held-out domains, deterministic policy, at the end")
+        right.set_title("held-out domains, deterministic policy")
         title = f"{self.path.name}\nright: 95 % bootstrap interval of the mean over domains"
         save_figure(figure, title, self.path / "figure.png")
 
@@ -1656,17 +1662,16 @@ def watch(args, load_policies):
     renderer.camera_id = None  # which would set the camera free again
     domain = held_out_domains(settings.eps_tr, 1, env.position_draws)[0]
     print(domain)
-    movies = []
-    for policy in policies:
-        movies.append([])
+    movies = [[] for _ in policies]
+    for policy, movie in zip(policies, movies):
         try:
-            total = episode_return(env, policy, domain, 0, movies[-1])
+            total = episode_return(env, policy, domain, 0, movie if gif else None)  # a window draws by itself
         except Exception as error:  # each backend of OpenGL fails in a way of its own
             fail(f"cannot draw: no OpenGL to be had here ({' '.join(str(error).split())[:80]})")
         print(f"{env.data.time:.1f} s, return {total:.0f}")
     env.close()
     if gif:
-        save_gif([movie[:100] for movie in movies], run.path / "policy.gif")
+        save_gif(movies, run.path / "policy.gif")
 
 
 def save_gif(movies: list[list[np.ndarray]], path: Path):

@@ -428,6 +428,9 @@ def finish_iteration(run, envs, learners, args):
 # ---------------------------------------------------------------------------------------------------------
 
 
+BOTH = {method: {"method": method} for method in LEARNERS}  # the lines of a figure
+
+
 def make_network(state: dict) -> nn.Module:
     """A network for this state, which says what it is of."""
     obs_size, inputs = len(state["norm.mean"]), state["net.0.weight"].shape[1]
@@ -457,7 +460,7 @@ def better_curve(run):
 
 def figure_2(args):
     """Learning curves against the steps of all learners together."""
-    both = baselines.runs_by_environment(args, "dpd", {method: {"method": method} for method in LEARNERS})
+    both = baselines.runs_by_environment(args, "dpd", BOTH)
     figure, axes = baselines.new_figure(columns=len(both))
     for axis, (env, runs) in zip(axes, both.items()):
         baselines.plot_lines(axis, {
@@ -474,7 +477,7 @@ def figure_2(args):
 def figure_3(args):
     """Values of ten states and distances between actions in a hundred, early, in the middle and late: two learners that
     teach each other beside two that do not know of each other (two seeds of vanilla DDPG), all of the same age."""
-    found = baselines.select_runs(args, "dpd", {method: {"method": method, "base": "ddpg"} for method in LEARNERS})
+    found = baselines.select_runs(args, "dpd", {method: line | {"base": "ddpg"} for method, line in BOTH.items()})
     if not found["dpd"] or len(found["vanilla"]) < 2:
         baselines.fail("--figure 3 needs a run of dpd and two seeds of vanilla, on DDPG")
     together, alone, other = found["dpd"][0], *found["vanilla"][:2]
@@ -510,7 +513,7 @@ def figure_3(args):
 
 def table_1(args):
     """Mean and maximum episodic return, +- standard deviation over seeds, and the deterministic policy's at the end."""
-    both = baselines.runs_by_environment(args, "dpd", {method: {"method": method} for method in LEARNERS})
+    both = baselines.runs_by_environment(args, "dpd", BOTH)
     print(f"{args.base}, {args.total_steps:,} environment steps; +- is the standard deviation over seeds")
     print(f"{'':18}{'method':10}{'seeds':>6}{'mean':>18}{'max':>18}{'deterministic':>18}{'better learner':>18}")
     cases = [(env, method, runs) for env, found in both.items() for method, runs in found.items() if runs]

@@ -85,6 +85,7 @@ from baselines import (
     new_figure, plot_lines, sac_batch, select_runs, squashed_policy, symmetric_action_scale, thread_pool,
 )
 
+
 class Method(NamedTuple):
     """What a method is; the loop reads it."""
 

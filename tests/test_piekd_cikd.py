@@ -423,6 +423,7 @@ def test_figure_of_the_best_agents(capsys):
 def test_the_defaults_are_the_papers():
     """PIEKD's appendix, CIKD's Sec. 5.1; the learning rate and the passes of a phase are the released code's."""
     args = Args()
+    assert set(piekd_cikd.FIGURES) == {*CURVES, "cikd-5", "cikd-9"}
     assert (args.ensemble_size, args.interval, args.recent, args.total_steps) == (3, 5000, 5, 1_000_000)
     assert (args.learning_rate, args.gamma, args.tau, args.batch_size, args.warm_up) == (3e-4, 0.99, 0.005, 256, 10_000)
     assert (args.distill_epochs, args.distill_lr, args.evaluate_every, args.eval_domains) == (5, 1e-3, 10_000, 20)
