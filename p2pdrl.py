@@ -99,7 +99,7 @@ import torch
 from torch import nn
 
 from baselines import (
-    CENTRAL, Optimiser, Run, RunArgs, RunningNorm, discounted_sums, episode_returns, evaluate, fail, gae, launch,
+    Optimiser, Run, RunArgs, RunningNorm, bootstrap, discounted_sums, episode_returns, evaluate, fail, gae, launch,
     make_envs, new_figure, numpy_policy, plot_lines, rollout, runs_by_environment, select_runs, steps_per_agent,
     thread_pool,
 )
@@ -439,7 +439,7 @@ def train(args):
         {"others": others(actors, i), "itself": [old], "central": [central.actor], "none": []}[method.peers]
         for i in learners
     ]
-    tested = dict(enumerate(actors)) if method.central == "none" else {CENTRAL: central.actor}
+    tested = dict(enumerate(actors)) if method.central == "none" else {-1: central.actor}  # by agent, in eval.csv
     acting = actors * args.agents if method.one_learner else actors  # who acts in each of the K domains
 
     run = Run(args, "p2pdrl")
@@ -544,13 +544,34 @@ def plot_training(axis, found, column: str = "return", ylabel: str = "training r
 
 
 def plot_test(axis, found):
-    """Return in held-out domains against their level, a line for each method; each seed's value as text."""
+    """Return in held-out domains against their level, a line for each method."""
     lines = {method: [run.test_returns() for run in runs] for method, runs in found.items()}
     plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains", marker="o")
-    for method, curves in lines.items():
-        for eps, *values in zip(*curves[0][:1], *(returns for _, returns in curves)) if curves else ():
-            by_seed = " ".join(f"{value:.0f}" for value in values)
-            print(f"{axis.get_title()} {method}, eps_te {eps:g}, by seed: {by_seed}")
+
+
+def compare(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """Two methods' returns by seed: the mean difference of seeds that both have and its 95 % bootstrap interval, and
+    the probability of improvement, that one of our runs is better than one of theirs (Agarwal et al. 2021)."""
+    differences = np.array([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
+    low, high = bootstrap(differences)
+    better = np.mean([(x > y) + 0.5 * (x == y) for x in ours.values() for y in theirs.values()])
+    return f"{differences.mean():+.0f} [{low:+.0f}, {high:+.0f}], probability of improvement {better:.2f}"
+
+
+def print_returns(title: str, found):
+    """Of each method the return in training at the end, and that in held-out domains of each level, beside PPO's."""
+    tables = {method: {} for method in found}
+    for method, runs in found.items():
+        for run in runs:
+            row = {"training": run.training_curve()[1][-1]} | {f"eps_te {e:g}": x for e, x in zip(*run.test_returns())}
+            for name, value in row.items():
+                tables[method].setdefault(name, {})[run.settings["seed"]] = value
+    for method, table in tables.items():
+        for name, returns in table.items():
+            values, theirs = list(returns.values()), tables["ppo"].get(name, {})
+            line = f"{title} {method}, {name}: {np.mean(values):.0f}, by seed {' '.join(f'{x:.0f}' for x in values)}"
+            known = method != "ppo" and returns.keys() & theirs.keys()
+            print(line + (f"; against ppo {compare(returns, theirs)}" if known else ""))
 
 
 def figures_3_and_4(args):
@@ -561,6 +582,7 @@ def figures_3_and_4(args):
     for axis, (env, found) in zip(axes, both.items()):
         axis.set_title(env)
         (plot_training if args.figure == "3" else plot_test)(axis, found)
+        print_returns(env, found)
     return figure, f"eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
 
 
@@ -659,6 +681,7 @@ def figure_7(args):
     right.set_title("held-out domains")
     plot_training(left, found)
     plot_test(right, found)
+    print_returns(args.env, found)
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
 
 

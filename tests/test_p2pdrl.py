@@ -16,6 +16,7 @@ from torch import nn
 
 import baselines
 import p2pdrl
+import plain_p2pdrl
 from baselines import Batch, SavedRun, numpy_policy
 from p2pdrl import (
     Agent, Args, GaussianActor, ValueCritic, agent_losses, central_loss, distillation_loss, dnc_loss, gaussian_kl,
@@ -372,7 +373,7 @@ THREE = {"agents": 3, "steps_per_iteration": 192, "total_steps": 576, "alpha": 3
 
 
 @pytest.mark.parametrize(("method", "changes"), [
-    ("p2pdrl", {}), ("p2pdrl", THREE | {"entropy_coef": 0.1, "seed": 5}), ("ppo", {"agents": 1}),
+    ("p2pdrl", THREE | {"entropy_coef": 0.1, "seed": 5}), ("ppo", {"agents": 1}),
     ("ppo", {"threads": 2}), ("ppo-union", {"threads": 2}), ("distributed-ppo", THREE), ("self-kl", {"alpha": 3.0}),
     ("distral", THREE), ("dnc", {"reset_every": 2, "seed": 2}), ("dnc", THREE),
 ])  # fmt: skip
@@ -391,6 +392,19 @@ def test_train_is_algorithm_1(quiet, method, changes):
     if method in ("distral", "dnc"):  # the central policy is what is kept
         (actor,) = p2pdrl.load_actors(run)
         torch.testing.assert_close(flat(actor), central, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_plain_p2pdrl_computes_the_same(quiet, number):
+    """Four iterations of both programs from the same numbers: the same parameters of every agent."""
+    steps, rates = 64, {"epochs": 2, "minibatches": 2, "learning_rate": 1e-3, "alpha": 3.0, "seed": number}
+    plain = plain_p2pdrl.train("Hopper-v4", 0.5, iterations=4, steps=steps, number=number, **rates)
+    sizes = {"agents": number, "steps_per_iteration": number * steps, "total_steps": 4 * number * steps}
+    _, parts = trained(**sizes, **rates)
+    for i, agent in enumerate(plain):
+        for name, value in agent.named_parameters():
+            name = "actor.log_std" if name == "log_std" else name.replace(".", ".net.", 1)
+            torch.testing.assert_close(parts[f"agent{i}"][name], value.detach(), rtol=0, atol=5e-5)
 
 
 def test_gradient_variance_is_logged_and_changes_nothing(quiet):
@@ -479,10 +493,18 @@ def test_figures_3_4_and_7_show_the_means_of_the_right_runs(capsys):
     assert lines_of(axis) == {"p2pdrl": [[0, 0.4], [2005.5, 1965.5]], "ppo": [[0, 0.4], [1005, 965]]}
     out = capsys.readouterr().out
     missing = "; ".join(f"{method}, Hopper-v4" for method in ("ppo-union", "distributed-ppo", "distral", "dnc"))
-    assert missing in out and "p2pdrl, eps_te 0.4, by seed: 1960 1970" in out
+    against = "against ppo +1000 [+1000, +1000], probability of improvement 1.00"
+    assert missing in out and f"Hopper-v4 p2pdrl, eps_te 0.4: 1966, by seed 1960 1970; {against}" in out
+    assert "Hopper-v4 ppo, training: 505, by seed 500 510\n" in out
     (left, right), _ = drawn("7")
     assert lines_of(left).keys() == lines_of(right).keys() == {"p2pdrl", "ppo", "self-kl"}
     assert left.lines[0].get_color() == right.lines[0].get_color()
+
+
+def test_methods_are_compared_by_seed():
+    """Differences of the seeds that both have; of 2 x 3 pairs three are won, one is a draw."""
+    ours, theirs = {0: 10.0, 4: 30.0}, {0: 5.0, 3: 99.0, 4: 10.0}
+    assert p2pdrl.compare(ours, theirs) == "+12 [+5, +20], probability of improvement 0.58"
 
 
 def test_figures_2_and_6_show_returns_against_the_level_of_training():
