@@ -10,6 +10,7 @@ A policy trained in many randomised domains copes with a new one, but the more t
 its gradient. P2PDRL gives each of K agents one domain at a time, where learning is easy, and adds one term to
 each agent's PPO loss: stay close, on your own states, to what your peers would do there. Knowledge spreads
 through this term alone; no data is exchanged, there is no central policy, and every agent ends up robust.
+(`tests/plain_p2pdrl.py` is the same algorithm in a hundred plain lines.)
 
     code                    | paper               | shape
     agents                  | K                   |
