@@ -571,8 +571,8 @@ def print_returns(title: str, found):
         for name, returns in table.items():
             values, theirs = list(returns.values()), tables["ppo"].get(name, {})
             line = f"{title} {method}, {name}: {np.mean(values):.0f}, by seed {' '.join(f'{x:.0f}' for x in values)}"
-            known = method != "ppo" and returns.keys() & theirs.keys()
-            print(line + (f"; against ppo {compare(returns, theirs)}" if known else ""))
+            several = method != "ppo" and len(returns.keys() & theirs.keys()) > 1  # seeds: one has no interval
+            print(line + (f"; against ppo {compare(returns, theirs)}" if several else ""))
 
 
 def figures_3_and_4(args):
