@@ -564,7 +564,9 @@ def print_returns(title: str, found):
     tables = {method: {} for method in found}
     for method, runs in found.items():
         for run in runs:
-            row = {"training": run.training_curve()[1][-1]} | {f"eps_te {e:g}": x for e, x in zip(*run.test_returns())}
+            last = max(1, run.settings["total_steps"] // run.settings["steps_per_iteration"] // 20)  # 5 % of the run
+            row = {"training": run.training_curve(rows=last)[1][-1]}
+            row |= {f"eps_te {eps:g}": value for eps, value in zip(*run.test_returns())}
             for name, value in row.items():
                 tables[method].setdefault(name, {})[run.settings["seed"]] = value
     for method, table in tables.items():
