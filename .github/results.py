@@ -3,7 +3,7 @@
     python .github/results.py [FOLDER ...]        # appends finished runs below these folders (runs/) that are new
 
 command repeats the run (from its commit, on a processor like the one that made it); training_return is the mean of
-log.csv over agents and the 5 % of the run's steps before this step; then for each level eps_te the mean return over
+log.csv over agents and the last rows up to this step, 5 % of the run; then for each level eps_te the mean return over
 agents and held-out domains, and its standard error over domains.
 """
 
@@ -36,9 +36,10 @@ def command_of(run: SavedRun) -> str:
 def rows_of(run: SavedRun):
     """A row for each evaluation."""
     log, test = run.table("log.csv"), run.table("eval.csv")
+    steps = np.unique(log["step"])
     commit = subprocess.run(["git", "-C", run.path, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     for step in np.unique(test["step"]):
-        last = (log["step"] <= step) & (log["step"] > step - 0.05 * log["step"].max())
+        last = np.isin(log["step"], steps[steps <= step][-max(1, len(steps) // 20) :])
         row = {"command": command_of(run), "commit": commit.stdout.strip(), "step": int(step)}
         row["training_return"] = f"{np.nanmean(log['return'][last]):.1f}"
         for eps in LEVELS:
