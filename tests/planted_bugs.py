@@ -109,8 +109,8 @@ BUGS = [
         could build.""",
     ),
     Bug(
-        """At eps = 0.5 the robot weighs between 0.75 and 1.25 times 23.68 kg, and each time as many as the factor in
-        front says. Here its mass wanders off.""",
+        """At eps = 0.5 the robot's mass is 23.68 kg times a factor between 0.75 and 1.25, which is printed in front of
+        it. Here it is so at the first reset only.""",
         """
         python - <<'END'
         from randomised_envs import *
