@@ -109,15 +109,15 @@ BUGS = [
         could build.""",
     ),
     Bug(
-        """At eps = 0.5 the robot's mass is 23.68 kg times a factor between 0.75 and 1.25, which is printed in front of
-        it. Here it is so at the first reset only.""",
+        """The robot's mass, divided by the factor of its domain, is always 23.68 kg. Here it is so at the first reset
+        only.""",
         """
         python - <<'END'
         from randomised_envs import *
         env = make_env("Walker2d-v4", eps=0.5)
         for seed in range(10):
             domain = env.reset(seed=seed)[1]["domain"]
-            print(domain.mass, env.model.body_mass.sum())
+            print(domain.mass, env.model.body_mass.sum() / domain.mass)
         END""",
         "randomised_envs.py",
         "            model.body_mass[:] = nominal.body_mass * domain.mass\n"
@@ -130,7 +130,7 @@ BUGS = [
         """The learner whose `value` is higher should find its peer better in few states. Compare `value` and
         `peer_better` of both agents in the last rows of log.csv: here the one with the higher value finds its peer
         better in nearly all states (without the bug in 0.1 to 0.6 of them, and the other one in 0.85 to 1).""",
-        "python dpd.py --env HalfCheetah-v4 --total-steps 6e4",
+        "python dpd.py --env HalfCheetah-v4 --total-steps 6e4 --evaluations 1",
         "dpd.py",
         "        better = unit * peer.state_value(obs) - learner.state_value(obs)\n",
         "        better = learner.state_value(obs) - unit * peer.state_value(obs)\n",
@@ -142,7 +142,10 @@ BUGS = [
         """With --alpha 10 only some states count, as `effective` says, and with 0.1 all of them. So `distillation`, a
         mean with these weights, should differ: without the bug agent 1 has 0.0022 and 0.014 in its first row of
         log.csv. Here alpha changes `effective`, and hardly anything else in the first rows.""",
-        "for a in 0.1 10; do python dpd.py --env HalfCheetah-v4 --total-steps 8e3 --warm-up 1000 --alpha $a; done",
+        """
+        for alpha in 0.1 10; do
+            python dpd.py --env HalfCheetah-v4 --total-steps 8e3 --warm-up 1000 --evaluations 1 --alpha $alpha
+        done""",
         "dpd.py",
         "    return (weights * distances).sum()\n",
         "    return (weights[:, None] * distances).mean() * len(distances)\n",
@@ -195,18 +198,20 @@ BUGS = [
 
 
 def planted(bug: Bug) -> str:
-    """The text of the bug's script with the bug in it."""
+    """The text of the bug's script with the bug in it. ValueError if the place is not there."""
     text = (ROOT / bug.file).read_text()
-    assert text.count(bug.old) == 1, f"{bug.file} has changed: {bug.old!r} does not stand there once"
+    if text.count(bug.old) != 1:
+        raise ValueError(f"{bug.file} has been changed: take the changes back first (git checkout .)")
     return text.replace(bug.old, bug.new)
 
 
 def plant(bug: Bug, folder: Path):
     """Write a copy of all scripts, with the bug, into a new folder."""
+    text = planted(bug)
     folder.mkdir(parents=True)
     for script in ROOT.glob("*.py"):
         shutil.copy(script, folder)
-    (folder / bug.file).write_text(planted(bug))
+    (folder / bug.file).write_text(text)
 
 
 def wrapped(text: str) -> str:
@@ -220,20 +225,26 @@ def main():
     parser.add_argument("number", nargs="?", help="write the scripts with this bug into bugs/N", **numbers)
     parser.add_argument("--reveal", help="show where this bug is", **numbers)
     args = parser.parse_args()
-    if args.reveal:
-        bug = BUGS[args.reveal - 1]
-        texts = (ROOT / bug.file).read_text(), planted(bug)
-        print("".join(difflib.unified_diff(*(text.splitlines(keepends=True) for text in texts), bug.file, bug.file)))
-        print(f"{wrapped(bug.lesson)}\n\nFound by tests/{bug.test}")
-    elif args.number:
-        bug, folder = BUGS[args.number - 1], Path("bugs") / str(args.number)
-        if folder.exists():
-            parser.error(f"{folder} is there already: go on in it, or remove it")
-        plant(bug, folder)
-        print(f"{wrapped(bug.symptom)}\n\nTo see it:\n\ncd {folder}\n{textwrap.dedent(bug.commands).strip()}")
-    else:
+    number = args.reveal or args.number
+    if number is None:
         for number, bug in enumerate(BUGS, 1):
             print(f"{number}. {wrapped(bug.symptom)}\n")
+        return
+    bug, folder = BUGS[number - 1], Path("bugs") / str(number)
+    try:
+        if args.reveal:
+            texts = (ROOT / bug.file).read_text().splitlines(), planted(bug).splitlines()
+            names = f"{bug.file}, right", f"{bug.file}, with bug {number}"
+            print(*difflib.unified_diff(*texts, *names, lineterm=""), f"\n{wrapped(bug.lesson)}\n", sep="\n")
+            print(f"To see a test find it:\n\ncp -r tests {folder} && python -m pytest {folder}/tests/{bug.test}")
+        else:
+            plant(bug, folder)
+            print(f"{wrapped(bug.symptom)}\n\nTo see it:\n\ncd {folder}\n{textwrap.dedent(bug.commands).strip()}")
+            print("\n(When it is mended, add --overwrite: a finished run is not repeated.)")
+    except FileExistsError:
+        parser.error(f"{folder} is there already: go on in it, or remove it")
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

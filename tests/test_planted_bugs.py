@@ -48,8 +48,10 @@ def test_the_exercise_on_the_command_line(monkeypatch, capsys):
         assert bug.new not in scripts[bug.file] or bug.new in bug.old
         for line in bug.old.splitlines() + bug.new.splitlines():
             assert line.strip() in revealed and line.strip() not in asked + symptoms
-    for wrong in ("0", "99", "x", "1"):  # the first is there already
+    monkeypatch.setattr(planted_bugs, "BUGS", [*BUGS, BUGS[0]._replace(old="no such line")])
+    for wrong in ("0", "99", "x", "1", "13"):  # the first is there already, the last is none of this script
         with pytest.raises(SystemExit) as stop:
             output(wrong)
         error = capsys.readouterr().err
         assert stop.value.code == 2 and error.count("\n") == 1, error
+    assert not Path("bugs/13").exists()
