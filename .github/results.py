@@ -10,13 +10,14 @@ agents and held-out domains, and its standard error over domains.
 import csv
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from baselines import NOT_IN_NAME, SavedRun, where  # noqa: E402
+from baselines import NOT_IN_NAME, SavedRun, finished_runs, where  # noqa: E402
 
 TABLE, LEVELS = HERE / "results.csv", (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
 COLUMNS = ["command", "commit", "step", "training_return"]
@@ -35,13 +36,12 @@ def command_of(run: SavedRun) -> str:
 
 def rows_of(run: SavedRun):
     """A row for each evaluation."""
-    log, test = run.table("log.csv"), run.table("eval.csv")
-    steps = np.unique(log["step"])
+    test, iterations = run.table("eval.csv"), len(run.training_curve()[0])
+    steps, returns = run.training_curve(rows=max(1, iterations // 20))
     commit = subprocess.run(["git", "-C", run.path, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     for step in np.unique(test["step"]):
-        last = np.isin(log["step"], steps[steps <= step][-max(1, len(steps) // 20) :])
         row = {"command": command_of(run), "commit": commit.stdout.strip(), "step": int(step)}
-        row["training_return"] = f"{np.nanmean(log['return'][last]):.1f}"
+        row["training_return"] = f"{returns[steps == step][0]:.1f}"
         for eps in LEVELS:
             here = where(test, step=step, eps_te=eps)
             means = [where(here, domain=domain)["return"].mean() for domain in np.unique(here["domain"])]
@@ -58,8 +58,7 @@ if __name__ == "__main__":
         if not known:
             writer.writeheader()
         for folder in sys.argv[1:] or ["runs"]:
-            for figure in sorted(Path(folder).glob("*/figure.png")):  # the last thing that a run writes
-                run = SavedRun(figure.parent)
+            for run in finished_runs(Namespace(runs=folder), "*"):
                 if command_of(run) not in known:
                     writer.writerows(rows_of(run))
                     print(command_of(run))

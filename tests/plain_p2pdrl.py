@@ -2,8 +2,9 @@
 
     python tests/plain_p2pdrl.py        # two peers on Hopper-v4, a minute
 
-It computes what p2pdrl.py computes: tests/test_p2pdrl.py trains both and finds the same parameters. Numbers of lines in
-the margin are those of Algorithm 1, of equations those of p2pdrl.py's docstring.
+It computes what p2pdrl.py computes: tests/test_p2pdrl.py trains both for four iterations and finds the same parameters.
+(In the long run rounding tells them apart.) Numbers of lines in the margin are those of Algorithm 1, of equations those
+of p2pdrl.py's docstring.
 """
 
 import sys
