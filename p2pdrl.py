@@ -161,7 +161,7 @@ class Args(RunArgs):
     gradient_variance: bool = False  # log the variance of the actor's gradient in each iteration (Fig. 8b, c)
 
     # instead of training
-    figure: Literal["", "2", "3", "4", "5", "6", "7", "8a", "8bc", "9", "map"] = ""  # draw it from the runs that exist
+    figure: Literal["", "2", "3", "4", "5", "6", "7", "8a", "8bc", "9", "controls", "map"] = ""  # draw it from its runs
     watch: str = ""  # a run's folder: show its policies in a window
     gif: str = ""  # a run's folder: write policy.gif into it
 
@@ -559,8 +559,8 @@ def compare(ours: dict[int, float], theirs: dict[int, float]) -> str:
     return f"{differences.mean():+.0f} [{low:+.0f}, {high:+.0f}], probability of improvement {better:.2f}"
 
 
-def print_returns(title: str, found):
-    """Of each method the return in training at the end, and that in held-out domains of each level, beside PPO's."""
+def print_returns(title: str, found, baseline: str = "ppo"):
+    """Of each method the return in training at the end, and in held-out domains of each level, beside a baseline's."""
     tables = {method: {} for method in found}
     for method, runs in found.items():
         for run in runs:
@@ -571,10 +571,10 @@ def print_returns(title: str, found):
                 tables[method].setdefault(name, {})[run.settings["seed"]] = value
     for method, table in tables.items():
         for name, returns in table.items():
-            values, theirs = list(returns.values()), tables["ppo"].get(name, {})
+            values, theirs = list(returns.values()), tables[baseline].get(name, {})
             line = f"{title} {method}, {name}: {np.mean(values):.0f}, by seed {' '.join(f'{x:.0f}' for x in values)}"
-            several = method != "ppo" and len(returns.keys() & theirs.keys()) > 1  # seeds: one has no interval
-            print(line + (f"; against ppo {compare(returns, theirs)}" if several else ""))
+            several = method != baseline and len(returns.keys() & theirs.keys()) > 1  # seeds: one has no interval
+            print(line + (f"; against {baseline} {compare(returns, theirs)}" if several else ""))
 
 
 def figures_3_and_4(args):
@@ -676,16 +676,34 @@ def figure_5(args):
     return figure, f"{args.env}, one seed, mean of {args.eval_domains} domains; {points}"
 
 
-def figure_7(args):
-    """Learning curves and test return of P2PDRL beside the agent that is regularised by itself."""
-    found = runs_of(args, ("ppo", "ppo-union", "p2pdrl", "self-kl"))
+def draw_training_and_test(args, found, baseline: str):
+    """Learning curves beside test return, and both printed."""
     figure, (left, right) = new_figure(columns=2)
     left.set_title("training domains")
     right.set_title("held-out domains")
     plot_training(left, found)
     plot_test(right, found)
-    print_returns(args.env, found)
+    print_returns(args.env, found, baseline)
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
+
+
+def figure_7(args):
+    """P2PDRL beside the agent that is regularised by itself."""
+    return draw_training_and_test(args, runs_of(args, ("ppo", "ppo-union", "p2pdrl", "self-kl")), baseline="ppo")
+
+
+CONTROLS = {  # beyond the paper: what is left of the difference to PPO without distillation, or at equal learning rates
+    "p2pdrl": {"method": "p2pdrl"},
+    "p2pdrl, alpha 0": {"method": "p2pdrl", "alpha": 0.0},  # peers that know nothing of each other
+    "p2pdrl, learning rate 3e-4": {"method": "p2pdrl", "learning_rate": 3e-4},
+    "ppo": {"method": "ppo"},
+    "ppo, learning rate 1e-4": {"method": "ppo", "learning_rate": 1e-4},
+}
+
+
+def figure_controls(args):
+    """P2PDRL beside CONTROLS."""
+    return draw_training_and_test(args, select_runs(args, "p2pdrl", CONTROLS), baseline="p2pdrl")
 
 
 def figure_8a(args):
@@ -702,8 +720,7 @@ def figure_8a(args):
         points = [(run.training_curve("entropy")[1][-1], test_return(envs, run, args)) for run in runs]
         axis.scatter(*np.reshape(points, (-1, 2)).T, marker=marker, label=f"{method}, --entropy-coef at each point")
         for run, point in zip(runs, points):
-            coefficient = f"{run.settings['entropy_coef']:g}"
-            axis.annotate(coefficient, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axis.annotate(f"{run.settings['entropy_coef']:g}", point, xytext=(4, 4), textcoords="offset points", size=7)
     axis.set_xlabel("entropy of the policy, last 20 iterations, nats")
     axis.set_ylabel(f"test return, eps_te = {EPS_TEST:g}")
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; deterministic policy, held-out domains, a point for each run"
@@ -768,7 +785,7 @@ def figure_map(args):
 
 FIGURES = {
     "2": figures_2_and_6, "3": figures_3_and_4, "4": figures_3_and_4, "5": figure_5, "6": figures_2_and_6,
-    "7": figure_7, "8a": figure_8a, "8bc": figure_8bc, "9": figure_9, "map": figure_map,
+    "7": figure_7, "8a": figure_8a, "8bc": figure_8bc, "9": figure_9, "controls": figure_controls, "map": figure_map,
 }  # fmt: skip
 
 

@@ -471,7 +471,7 @@ def drawn(name, **changes):
 
 def lines_of(axis):
     """{label: (x, y)} of an axis; the label without the number of seeds."""
-    return {line.get_label().split(",")[0]: np.array(line.get_data()).tolist() for line in axis.lines}
+    return {line.get_label().rsplit(",", 1)[0]: np.array(line.get_data()).tolist() for line in axis.lines}
 
 
 def hopper_actor(seed):
@@ -499,6 +499,21 @@ def test_figures_3_4_and_7_show_the_means_of_the_right_runs(capsys):
     (left, right), _ = drawn("7")
     assert lines_of(left).keys() == lines_of(right).keys() == {"p2pdrl", "ppo", "self-kl"}
     assert left.lines[0].get_color() == right.lines[0].get_color()
+
+
+def test_controls_are_compared_with_p2pdrl(capsys):
+    """The same method with other settings is another line; each is compared with P2PDRL at the paper's settings."""
+    for seed in (0, 1):
+        run_by_hand(1000 + 10 * seed, 50, seed=seed)
+        run_by_hand(700, 70, seed=seed, alpha=0.0)
+        run_by_hand(800, 80, seed=seed, method="ppo", learning_rate=1e-4)
+    (left, right), _ = drawn("controls")
+    returns = {"p2pdrl": 1005.5, "p2pdrl, alpha 0": 700.5, "ppo, learning rate 1e-4": 800}
+    assert {label: y for label, (_, (y, _)) in lines_of(left).items()} == returns
+    assert lines_of(right)["p2pdrl, alpha 0"] == [[0, 0.4], [70.5, 30.5]]
+    out = capsys.readouterr().out
+    assert "p2pdrl, alpha 0, training: 700, by seed 700 700; against p2pdrl -305 [-310, -300], probability" in out
+    assert "no finished runs of p2pdrl, learning rate 3e-4; ppo below" in out
 
 
 def test_methods_are_compared_by_seed():
