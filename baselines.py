@@ -1600,6 +1600,31 @@ def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def compare(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """Two methods' returns by seed: the mean difference of seeds that both have and its 95 % bootstrap interval, and
+    the probability of improvement, that one of our runs is better than one of theirs (Agarwal et al. 2021)."""
+    differences = np.array([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
+    low, high = bootstrap(differences)
+    better = np.mean([(x > y) + 0.5 * (x == y) for x in ours.values() for y in theirs.values()])
+    return f"{differences.mean():+.0f} [{low:+.0f}, {high:+.0f}], probability of improvement {better:.2f}"
+
+
+def print_by_seed(title: str, found: dict[str, list[SavedRun]], quantities, baseline: str):
+    """What quantities(run) -> {name: value} says of the runs of each label: mean over seeds, value of each, 95 %
+    bootstrap interval of the mean, and how they compare with the runs of the label `baseline`."""
+    tables = {label: {run.settings["seed"]: quantities(run) for run in runs} for label, runs in found.items()}
+    for label, table in tables.items():
+        for name in next(iter(table.values()), {}):
+            ours, theirs = ({seed: row[name] for seed, row in each.items()} for each in (table, tables[baseline]))
+            values = np.array(list(ours.values()))
+            says = f"{values.mean():.0f}, by seed {' '.join(f'{x:.0f}' for x in values)}"
+            if len(values) > 1:  # one seed has no interval
+                says += ", 95 % interval [{:.0f}, {:.0f}]".format(*bootstrap(values))
+            if label != baseline and len(ours.keys() & theirs.keys()) > 1:
+                says += f"; against {baseline} {compare(ours, theirs)}"
+            print(f"{title} {label}, {name}: {says}")
+
+
 def new_figure(columns: int = 1, rows: int = 1):
     """A matplotlib figure that needs no screen, and its axes as a flat list."""
     from matplotlib.figure import Figure

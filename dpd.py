@@ -511,24 +511,23 @@ def figure_3(args):
     return figure, f"{args.env}; states of a trained DDPG"
 
 
+def returns_of(run) -> dict[str, float]:
+    """Training returns: mean of the log's rows in the last tenth of the steps, and the best episode. Then returns of
+    the deterministic policies at the end, at the smallest eps_te: mean over learners, and the better one's."""
+    log, level, agents = run.table("log.csv"), min(run.settings["eps_te"]), range(LEARNERS[run.settings["method"]])
+    final = [run.test_curve(level, agent)[1][-1] for agent in agents]
+    late = log["return"][log["step"] > 0.9 * log["step"].max()].mean()
+    return {
+        "mean": late, "max": log["best_return"].max(),
+        "deterministic": np.mean(final), "deterministic, better learner": np.max(final),
+    }
+
+
 def table_1(args):
-    """Mean and maximum episodic return, +- standard deviation over seeds, and the deterministic policy's at the end."""
-    both = baselines.runs_by_environment(args, "dpd", BOTH)
-    print(f"{args.base}, {args.total_steps:,} environment steps; +- is the standard deviation over seeds")
-    print(f"{'':18}{'method':10}{'seeds':>6}{'mean':>18}{'max':>18}{'deterministic':>18}{'better learner':>18}")
-    cases = [(env, method, runs) for env, found in both.items() for method, runs in found.items() if runs]
-    for env, method, runs in cases:
-        statistics = []
-        for run in runs:
-            log, evaluation = run.table("log.csv"), run.table("eval.csv")
-            late = log["return"][log["step"] > 0.9 * log["step"].max()]
-            last = (evaluation["step"] == evaluation["step"].max()) & (evaluation["eps_te"] == min(args.eps_te))
-            final = [evaluation["return"][last & (evaluation["agent"] == i)].mean() for i in range(LEARNERS[method])]
-            statistics.append((late.mean(), log["best_return"].max(), np.mean(final), np.max(final)))
-        cells = [f"{np.mean(each):.0f} +- {np.std(each):.0f}" for each in zip(*statistics)]
-        print(f"{env:18}{method:10}{len(runs):>6}" + "".join(f"{cell:>18}" for cell in cells))
-    print("mean: training return, mean of the log's rows in the last tenth of training; max: best episode of training;")
-    print("deterministic: return in held-out domains at the smallest eps_te, mean over learners; then the better one's")
+    """The returns of both methods, and, which is not in the paper, of DPD with all states alike."""
+    lines = BOTH | {"dpd, all states alike": {"method": "dpd", "weighting": "none"}}
+    for env, found in baselines.runs_by_environment(args, "dpd", lines).items():
+        baselines.print_by_seed(f"{env} {args.base}", found, returns_of, baseline="vanilla")
 
 
 def train(args):

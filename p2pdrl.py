@@ -100,8 +100,8 @@ import torch
 from torch import nn
 
 from baselines import (
-    Optimiser, Run, RunArgs, RunningNorm, bootstrap, discounted_sums, episode_returns, evaluate, fail, gae, launch,
-    make_envs, new_figure, numpy_policy, plot_lines, rollout, runs_by_environment, select_runs, steps_per_agent,
+    Optimiser, Run, RunArgs, RunningNorm, discounted_sums, episode_returns, evaluate, fail, gae, launch, make_envs,
+    new_figure, numpy_policy, plot_lines, print_by_seed, rollout, runs_by_environment, select_runs, steps_per_agent,
     thread_pool,
 )
 from randomised_envs import Domain, sample_domain
@@ -550,31 +550,11 @@ def plot_test(axis, found):
     plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains", marker="o")
 
 
-def compare(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Two methods' returns by seed: the mean difference of seeds that both have and its 95 % bootstrap interval, and
-    the probability of improvement, that one of our runs is better than one of theirs (Agarwal et al. 2021)."""
-    differences = np.array([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
-    low, high = bootstrap(differences)
-    better = np.mean([(x > y) + 0.5 * (x == y) for x in ours.values() for y in theirs.values()])
-    return f"{differences.mean():+.0f} [{low:+.0f}, {high:+.0f}], probability of improvement {better:.2f}"
-
-
-def print_returns(title: str, found, baseline: str = "ppo"):
-    """Of each method the return in training at the end, and in held-out domains of each level, beside a baseline's."""
-    tables = {method: {} for method in found}
-    for method, runs in found.items():
-        for run in runs:
-            last = max(1, run.settings["total_steps"] // run.settings["steps_per_iteration"] // 20)  # 5 % of the run
-            row = {"training": run.training_curve(rows=last)[1][-1]}
-            row |= {f"eps_te {eps:g}": value for eps, value in zip(*run.test_returns())}
-            for name, value in row.items():
-                tables[method].setdefault(name, {})[run.settings["seed"]] = value
-    for method, table in tables.items():
-        for name, returns in table.items():
-            values, theirs = list(returns.values()), tables[baseline].get(name, {})
-            line = f"{title} {method}, {name}: {np.mean(values):.0f}, by seed {' '.join(f'{x:.0f}' for x in values)}"
-            several = method != baseline and len(returns.keys() & theirs.keys()) > 1  # seeds: one has no interval
-            print(line + (f"; against {baseline} {compare(returns, theirs)}" if several else ""))
+def quantities(run) -> dict[str, float]:
+    """Of a run at its end: the training return, mean over the last 5 % of the steps, and the test return by level."""
+    last = max(1, run.settings["total_steps"] // run.settings["steps_per_iteration"] // 20)
+    tested = {f"eps_te {eps:g}": value for eps, value in zip(*run.test_returns())}
+    return {"training": run.training_curve(rows=last)[1][-1]} | tested
 
 
 def figures_3_and_4(args):
@@ -585,7 +565,7 @@ def figures_3_and_4(args):
     for axis, (env, found) in zip(axes, both.items()):
         axis.set_title(env)
         (plot_training if args.figure == "3" else plot_test)(axis, found)
-        print_returns(env, found)
+        print_by_seed(env, found, quantities, baseline="ppo")
     return figure, f"eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
 
 
@@ -683,7 +663,7 @@ def draw_training_and_test(args, found, baseline: str):
     right.set_title("held-out domains")
     plot_training(left, found)
     plot_test(right, found)
-    print_returns(args.env, found, baseline)
+    print_by_seed(args.env, found, quantities, baseline)
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
 
 

@@ -16,10 +16,10 @@ from torch import nn
 
 import baselines
 from baselines import (
-    Batch, DDPGAgent, DDPGArgs, GaussianActor, Optimiser, PPOAgent, PPOArgs, ReplayBuffer, RunningNorm,
-    SACAgent, SACArgs, SavedRun, Stream, Transitions, ValueCritic, bootstrap, ddpg_actor_loss, ddpg_critic_loss,
-    ddpg_targets, discounted_sums, episode_returns, evaluate, gae, held_out_domains, make_batch,
-    numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss, thread_pool,
+    Batch, DDPGAgent, DDPGArgs, GaussianActor, Optimiser, PPOAgent, PPOArgs, ReplayBuffer, RunningNorm, SACAgent,
+    SACArgs, SavedRun, Stream, Transitions, ValueCritic, bootstrap, compare, ddpg_actor_loss, ddpg_critic_loss,
+    ddpg_targets, discounted_sums, episode_returns, evaluate, gae, held_out_domains, make_batch, numpy_policy,
+    ppo_loss, ppo_losses, rollout, shuffle, thread_pool, value_loss,
 )  # fmt: skip
 from helpers import finite_difference, flat, stop_and_go_on, write_run
 from randomised_envs import Domain, make_env, sample_domain
@@ -886,6 +886,12 @@ def test_finished_runs_are_found_by_their_options():
     assert [run.settings["seed"] for run in baselines.find_runs(args, "baselines", gamma=0.9)] == [2]
     found = baselines.runs_by_environment(args, "baselines", {"ppo": {}, "other": {"gamma": 0.5}})
     assert {env: [len(runs[label]) for label in runs] for env, runs in found.items()} == {"Hopper-v4": [2, 0]}
+
+
+def test_methods_are_compared_by_seed():
+    """Differences of the seeds that both have; of 2 x 3 pairs three are won, one is a draw."""
+    ours, theirs = {0: 10.0, 4: 30.0}, {0: 5.0, 3: 99.0, 4: 10.0}
+    assert compare(ours, theirs) == "+12 [+5, +20], probability of improvement 0.58"
 
 
 def test_bootstrap_covers_the_true_mean_nineteen_times_in_twenty():

@@ -268,23 +268,33 @@ def test_figure_2_by_hand():
 
 
 def test_table_1_by_hand(capsys):
-    """Means of the last tenth's rows, the best episode, and of the last evaluation at the smallest level asked for."""
-    rng, expected = np.random.default_rng(0), []
-    for method, learners in (("dpd", 2), ("vanilla", 1)):
-        statistics = []
+    """Means of the last tenth's rows, the best episode, and of the last evaluation at the smallest level."""
+    rng, tables, names = np.random.default_rng(0), {}, ("mean", "max", "deterministic", "deterministic, better learner")
+    for method, learners, weighting in (("vanilla", 1, "exp"), ("dpd", 2, "exp"), ("dpd", 2, "none")):
+        label = f"{method}, all states alike" if weighting == "none" else method
+        tables[label] = []
         for seed in range(2):
             returns, best = rng.normal(1000, 900, (2, 40, learners))
             tests = rng.normal(1000, 900, (2, learners, 2, 2))  # evaluations, learners, levels, domains
             log = [(100 * t + 100, i, value, best[t, i]) for (t, i), value in np.ndenumerate(returns)]
             rows = [(2000 * t + 2000, i, (0.2, 0.6)[j], k, x) for (t, i, j, k), x in np.ndenumerate(tests)]
-            fake_run(log, rows, method=method, seed=seed, eps_te=(0.6, 0.2))
+            fake_run(log, rows, method=method, seed=seed, eps_te=(0.6, 0.2), weighting=weighting)
             late = [returns[t, i] for t in (36, 37, 38, 39) for i in range(learners)]
             final = [(tests[1, i, 0, 0] + tests[1, i, 0, 1]) / 2 for i in range(learners)]
-            statistics.append((sum(late) / len(late), max(best.flatten()), sum(final) / learners, max(final)))
-        cells = [f"{(a + b) / 2:.0f} +- {abs(a - b) / 2:.0f}" for a, b in zip(*statistics)]
-        expected.append(["HalfCheetah-v4", method, "2", *" ".join(cells).split()])
+            tables[label].append((sum(late) / len(late), max(best.flatten()), sum(final) / learners, max(final)))
+    expected = []
+    for label, rows in tables.items():
+        for name, (a, b), (c, d) in zip(names, zip(*rows), zip(*tables["vanilla"])):
+            first, second = a - c, b - d
+            line = f"HalfCheetah-v4 ddpg {label}, {name}: {(a + b) / 2:.0f}, by seed {a:.0f} {b:.0f}, "
+            line += f"95 % interval [{min(a, b):.0f}, {max(a, b):.0f}]"
+            if label != "vanilla":
+                line += f"; against vanilla {(first + second) / 2:+.0f} "
+                line += f"[{min(first, second):+.0f}, {max(first, second):+.0f}], "
+                line += f"probability of improvement {np.mean([a > c, a > d, b > c, b > d]):.2f}"
+            expected.append(line)
     dpd.train(Args(table="1", eps_te=(0.6, 0.2)))
-    assert [line.split() for line in capsys.readouterr().out.splitlines() if "HalfCheetah-v4" in line] == expected
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(expected)
 
 
 @pytest.mark.parametrize(

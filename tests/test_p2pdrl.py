@@ -493,9 +493,9 @@ def test_figures_3_4_and_7_show_the_means_of_the_right_runs(capsys):
     assert lines_of(axis) == {"p2pdrl": [[0, 0.4], [2005.5, 1965.5]], "ppo": [[0, 0.4], [1005, 965]]}
     out = capsys.readouterr().out
     missing = "; ".join(f"{method}, Hopper-v4" for method in ("ppo-union", "distributed-ppo", "distral", "dnc"))
-    against = "against ppo +1000 [+1000, +1000], probability of improvement 1.00"
-    assert missing in out and f"Hopper-v4 p2pdrl, eps_te 0.4: 1966, by seed 1960 1970; {against}" in out
-    assert "Hopper-v4 ppo, training: 505, by seed 500 510\n" in out
+    says = "1966, by seed 1960 1970, 95 % interval [1960, 1970]; against ppo +1000 [+1000, +1000], probability of"
+    assert missing in out and f"Hopper-v4 p2pdrl, eps_te 0.4: {says} improvement 1.00\n" in out
+    assert "Hopper-v4 ppo, training: 505, by seed 500 510, 95 % interval [500, 510]\n" in out
     (left, right), _ = drawn("7")
     assert lines_of(left).keys() == lines_of(right).keys() == {"p2pdrl", "ppo", "self-kl"}
     assert left.lines[0].get_color() == right.lines[0].get_color()
@@ -512,14 +512,16 @@ def test_controls_are_compared_with_p2pdrl(capsys):
     assert {label: y for label, (_, (y, _)) in lines_of(left).items()} == returns
     assert lines_of(right)["p2pdrl, alpha 0"] == [[0, 0.4], [70.5, 30.5]]
     out = capsys.readouterr().out
-    assert "p2pdrl, alpha 0, training: 700, by seed 700 700; against p2pdrl -305 [-310, -300], probability" in out
+    says = "700, by seed 700 700, 95 % interval [700, 700]; against p2pdrl -305 [-310, -300], probability"
+    assert f"p2pdrl, alpha 0, training: {says}" in out
     assert "no finished runs of p2pdrl, learning rate 3e-4; ppo below" in out
 
 
-def test_methods_are_compared_by_seed():
-    """Differences of the seeds that both have; of 2 x 3 pairs three are won, one is a draw."""
-    ours, theirs = {0: 10.0, 4: 30.0}, {0: 5.0, 3: 99.0, 4: 10.0}
-    assert p2pdrl.compare(ours, theirs) == "+12 [+5, +20], probability of improvement 0.58"
+def test_training_return_is_that_of_the_last_twentieth_of_the_iterations():
+    args = figure_args(total_steps=4000, steps_per_iteration=100, agents=2)
+    log = [["step", "agent", "return"], *([100 * t, i, 10 * t + i] for t in range(1, 41) for i in range(2))]
+    run = write_run(args, "p2pdrl", log=log, eval=[["step", "agent", "eps_te", "return"], [4000, 0, 0.2, 7]])
+    assert p2pdrl.quantities(run) == {"training": (390 + 391 + 400 + 401) / 4, "eps_te 0.2": 7}
 
 
 def test_figures_2_and_6_show_returns_against_the_level_of_training():
