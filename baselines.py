@@ -1609,10 +1609,10 @@ def compare(ours: dict[int, float], theirs: dict[int, float]) -> str:
     return f"{differences.mean():+.0f} [{low:+.0f}, {high:+.0f}], probability of improvement {better:.2f}"
 
 
-def print_by_seed(title: str, found: dict[str, list[SavedRun]], quantities, baseline: str):
-    """What quantities(run) -> {name: value} says of the runs of each label: mean over seeds, value of each, 95 %
+def print_by_seed(title: str, found: dict[str, list[SavedRun]], returns_of, baseline: str):
+    """What returns_of(run) -> {name: value} says of the runs of each label: mean over seeds, value of each, 95 %
     bootstrap interval of the mean, and how they compare with the runs of the label `baseline`."""
-    tables = {label: {run.settings["seed"]: quantities(run) for run in runs} for label, runs in found.items()}
+    tables = {label: {run.settings["seed"]: returns_of(run) for run in runs} for label, runs in found.items()}
     for label, table in tables.items():
         for name in next(iter(table.values()), {}):
             ours, theirs = ({seed: row[name] for seed, row in each.items()} for each in (table, tables[baseline]))

@@ -550,7 +550,7 @@ def plot_test(axis, found):
     plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains", marker="o")
 
 
-def quantities(run) -> dict[str, float]:
+def returns_of(run) -> dict[str, float]:
     """Of a run at its end: the training return, mean over the last 5 % of the steps, and the test return by level."""
     last = max(1, run.settings["total_steps"] // run.settings["steps_per_iteration"] // 20)
     tested = {f"eps_te {eps:g}": value for eps, value in zip(*run.test_returns())}
@@ -565,7 +565,7 @@ def figures_3_and_4(args):
     for axis, (env, found) in zip(axes, both.items()):
         axis.set_title(env)
         (plot_training if args.figure == "3" else plot_test)(axis, found)
-        print_by_seed(env, found, quantities, baseline="ppo")
+        print_by_seed(env, found, returns_of, baseline="ppo")
     return figure, f"eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
 
 
@@ -663,7 +663,7 @@ def draw_training_and_test(args, found, baseline: str):
     right.set_title("held-out domains")
     plot_training(left, found)
     plot_test(right, found)
-    print_by_seed(args.env, found, quantities, baseline)
+    print_by_seed(args.env, found, returns_of, baseline)
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; mean over seeds, 95 % bootstrap interval"
 
 

@@ -521,7 +521,7 @@ def test_training_return_is_that_of_the_last_twentieth_of_the_iterations():
     args = figure_args(total_steps=4000, steps_per_iteration=100, agents=2)
     log = [["step", "agent", "return"], *([100 * t, i, 10 * t + i] for t in range(1, 41) for i in range(2))]
     run = write_run(args, "p2pdrl", log=log, eval=[["step", "agent", "eps_te", "return"], [4000, 0, 0.2, 7]])
-    assert p2pdrl.quantities(run) == {"training": (390 + 391 + 400 + 401) / 4, "eps_te 0.2": 7}
+    assert p2pdrl.returns_of(run) == {"training": (390 + 391 + 400 + 401) / 4, "eps_te 0.2": 7}
 
 
 def test_figures_2_and_6_show_returns_against_the_level_of_training():
