@@ -58,7 +58,7 @@ Where this differs from, or completes, the paper
 Commands (two cores; see the README for measured numbers)
 ---------------------------------------------------------
     python dpd.py --env HalfCheetah-v4 --total-steps 6e4                       # toy: a minute, returns around 0
-    python dpd.py --env HalfCheetah-v4 --total-steps 3e5                       # five minutes, returns of 3200 to 4600
+    python dpd.py --env HalfCheetah-v4 --total-steps 3e5                       # five minutes, returns of 1600 to 3800
     python dpd.py --env HalfCheetah-v4 --total-steps 5e6 --seeds 0 1 2 3 4     # the paper's steps: two hours
         # each; not measured
 
