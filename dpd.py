@@ -512,14 +512,13 @@ def figure_3(args):
 
 
 def returns_of(run) -> dict[str, float]:
-    """Training returns: mean of the log's rows in the last tenth of the steps, and the best episode. Then returns of
-    the deterministic policies at the end, at the smallest eps_te: mean over learners, and the better one's."""
+    """Returns in training, and of the deterministic policies at the end in held-out domains of the smallest eps_te."""
     log, level, agents = run.table("log.csv"), min(run.settings["eps_te"]), range(LEARNERS[run.settings["method"]])
     final = [run.test_curve(level, agent)[1][-1] for agent in agents]
     late = log["return"][log["step"] > 0.9 * log["step"].max()].mean()
     return {
-        "mean": late, "max": log["best_return"].max(),
-        "deterministic": np.mean(final), "deterministic, better learner": np.max(final),
+        "training, mean of the last tenth": late, "training, best episode": log["best_return"].max(),
+        "deterministic, mean of the learners": np.mean(final), "deterministic, better learner": np.max(final),
     }
 
 

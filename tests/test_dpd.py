@@ -269,7 +269,9 @@ def test_figure_2_by_hand():
 
 def test_table_1_by_hand(capsys):
     """Means of the last tenth's rows, the best episode, and of the last evaluation at the smallest level."""
-    rng, tables, names = np.random.default_rng(0), {}, ("mean", "max", "deterministic", "deterministic, better learner")
+    rng, tables = np.random.default_rng(0), {}
+    names = "training, mean of the last tenth", "training, best episode"
+    names += "deterministic, mean of the learners", "deterministic, better learner"
     for method, learners, weighting in (("vanilla", 1, "exp"), ("dpd", 2, "exp"), ("dpd", 2, "none")):
         label = f"{method}, all states alike" if weighting == "none" else method
         tables[label] = []
