@@ -1266,7 +1266,7 @@ LIMITS = {  # (least, greatest): options, wherever a script has one of that name
                    " distill_window reset_every agents ensemble_size",
     (1000, math.inf): "buffer_size",  # an episode must fit
     # More would overflow single precision.
-    (1e-30, 1e30): "learning_rate clip max_grad_norm actor_learning_rate critic_learning_rate distill_lr",
+    (1e-30, 1e30): "learning_rate clip max_grad_norm initial_std actor_learning_rate critic_learning_rate distill_lr",
     (0, 1e30): "alpha critic_decay noise warm_up distill_updates threads",
     (-1e30, 1e30): "entropy_coef",
     (0, 1): "gamma gae_lambda eps_tr eps_te tau",

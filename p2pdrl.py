@@ -150,6 +150,7 @@ class Args(RunArgs):
     learning_rate: float | None = None  # Adam's; if not given, the paper's for the method, 1e-4 or 3e-4
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
+    initial_std: float = 1.0  # of the actions, in each dimension
     clip: float = 0.2  # epsilon of Eq. (2)
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # of the advantage estimate
@@ -188,11 +189,11 @@ def tanh_network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 class GaussianActor(nn.Module):
     """pi_theta(a|s) = Normal(mean(s), std), from raw observations: the normaliser is part of the policy."""
 
-    def __init__(self, obs_size: int, action_size: int):
+    def __init__(self, obs_size: int, action_size: int, initial_std: float = 1.0):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
         self.net = tanh_network(obs_size, action_size, gain=0.01)
-        self.log_std = nn.Parameter(torch.zeros(action_size))
+        self.log_std = nn.Parameter(torch.full((action_size,), math.log(initial_std)))
 
     def forward(self, obs):  # (N, obs) -> mean (N, act), log_std (act,)
         return self.net(self.norm(obs)), self.log_std
@@ -430,7 +431,8 @@ def train(args):
     envs, pool = make_envs(args, max(args.agents, args.threads)), thread_pool(args.threads)
     obs_size, action_size = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
 
-    actor, critic = GaussianActor(obs_size, action_size), ValueCritic(obs_size)                         # lines 2, 3
+    actor = GaussianActor(obs_size, action_size, args.initial_std)                                      # lines 2, 3
+    critic = ValueCritic(obs_size)
     learning_rate = args.learning_rate or method.learning_rate
     old, central = copy.deepcopy(actor).to(args.device), Central(copy.deepcopy(actor), learning_rate, args)
     learners = range(1 if method.one_learner else args.agents)
