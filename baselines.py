@@ -141,6 +141,7 @@ class PPOArgs(SharedArgs):
     steps_per_iteration: int = 2048  # environment steps between updates
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
+    initial_std: float = 1.0  # of the actions, in each dimension
     clip: float = 0.2  # of Eq. (7)
     gae_lambda: float = 0.95  # of Eq. (11)
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
@@ -168,11 +169,11 @@ def tanh_network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 class GaussianActor(nn.Module):
     """pi_theta(a|s) = Normal(mean(s), std), from raw observations: the normaliser is part of the policy."""
 
-    def __init__(self, obs_size: int, action_size: int):
+    def __init__(self, obs_size: int, action_size: int, initial_std: float = 1.0):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
         self.net = tanh_network(obs_size, action_size, gain=0.01)
-        self.log_std = nn.Parameter(torch.zeros(action_size))
+        self.log_std = nn.Parameter(torch.full((action_size,), math.log(initial_std)))
 
     def forward(self, obs):  # (N, obs) -> mean (N, act), log_std (act,)
         return self.net(self.norm(obs)), self.log_std
@@ -304,7 +305,7 @@ def ppo(args):
     """Proximal policy optimisation: act, estimate advantages, take small steps on the clipped surrogate, repeat."""
     envs = make_envs(args, args.threads)
     obs_size, action_size = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
-    agent = PPOAgent(GaussianActor(obs_size, action_size), ValueCritic(obs_size), args)
+    agent = PPOAgent(GaussianActor(obs_size, action_size, args.initial_std), ValueCritic(obs_size), args)
     steps = steps_per_agent(args, 1)
 
     run = Run(args, "baselines")

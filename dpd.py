@@ -124,6 +124,7 @@ class Args(RunArgs):
     steps_per_iteration: int = 2048  # of each learner between updates
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
+    initial_std: float = 1.0  # of the actions, in each dimension
     clip: float = 0.2  # of the probability ratio
     gae_lambda: float = 0.95  # of the advantage estimate
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm
@@ -198,11 +199,11 @@ def tanh_network(inputs: int, hidden: int, outputs: int, gain: float) -> nn.Sequ
 class GaussianActor(nn.Module):
     """PPO's pi_theta(a|s) = Normal(mean(s), std), from raw observations: the normaliser is part of the policy."""
 
-    def __init__(self, obs_size: int, action_size: int):
+    def __init__(self, obs_size: int, action_size: int, initial_std: float = 1.0):
         super().__init__()
         self.norm = RunningNorm((obs_size,))
         self.net = tanh_network(obs_size, 2, action_size, gain=0.01)
-        self.log_std = nn.Parameter(torch.zeros(action_size))
+        self.log_std = nn.Parameter(torch.full((action_size,), math.log(initial_std)))
 
     def forward(self, obs):  # (N, obs) -> mean (N, act), log_std (act,)
         return self.net(self.norm(obs)), self.log_std
@@ -294,7 +295,7 @@ class PPOLearner(PPOAgent):
     """An agent of baselines.py, and what distillation asks of it."""
 
     def __init__(self, obs_size: int, action_size: int, args):
-        super().__init__(GaussianActor(obs_size, action_size), ValueCritic(obs_size), args)
+        super().__init__(GaussianActor(obs_size, action_size, args.initial_std), ValueCritic(obs_size), args)
         self.distillation = Optimiser([self.actor.net], args.distill_lr, args)
 
     def mean_action(self, obs):  # (N, obs) -> (N, act)

@@ -384,11 +384,12 @@ def test_ppo_is_a_plain_loop(quiet):
     """Three iterations against torch's Adam: log, parameters, statistics, evaluation."""
     args = PPOArgs(
         eps_tr=0.5, seed=3, total_steps=384, steps_per_iteration=128, epochs=2, minibatches=4, eps_te=(0.2,),
-        eval_domains=1, evaluations=1, learning_rate=1e-3, threads=1, compile=False,
+        eval_domains=1, evaluations=1, learning_rate=1e-3, initial_std=0.4, threads=1, compile=False,
     )  # fmt: skip
     log, evaluation, saved = train(baselines.ppo, args)
     torch.manual_seed(3)
     actor, critic = GaussianActor(11, 3), ValueCritic(11)
+    actor.log_std.data.fill_(math.log(0.4))
     agent, env = PPOAgent(actor, critic, args), make_env("Hopper-v4")
     adam = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=1e-3, eps=1e-5)
     for iteration in range(3):

@@ -213,7 +213,7 @@ def test_vanilla_is_bit_identical_with_baselines(monkeypatch, base, exploration)
     """Weights, statistics, optimisers, log and evaluation. (PPO's critic has a layer more in both here.)"""
     monkeypatch.setattr(baselines, "ValueCritic", dpd.ValueCritic)
     theirs = {"ddpg": baselines.DDPGArgs, "ppo": baselines.PPOArgs}[base]
-    changes = {"total_steps": 240, "exploration": exploration}
+    changes = {"total_steps": 240, "exploration": exploration, "initial_std": 0.4}
     one = train(monkeypatch, getattr(baselines, base), theirs, algo=base, **changes)
     other = train(monkeypatch, base=base, method="vanilla", **changes)
     first, second = (torch.load(path / "checkpoint.pt", weights_only=True)["parts"]["agent0"] for path in (one, other))
