@@ -141,7 +141,7 @@ class PPOArgs(SharedArgs):
     steps_per_iteration: int = 2048  # environment steps between updates
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
-    initial_std: float = 1.0  # of the actions, in each dimension
+    initial_std: float = 1.0  # standard deviation of the actions at the start, in each dimension
     clip: float = 0.2  # of Eq. (7)
     gae_lambda: float = 0.95  # of Eq. (11)
     max_grad_norm: float = 0.5  # gradients are scaled down to this norm

@@ -152,7 +152,7 @@ class Args(RunArgs):
     learning_rate: float | None = None  # Adam's; if not given, the paper's for the method, 1e-4 or 3e-4
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
-    initial_std: float = 1.0  # of the actions, in each dimension
+    initial_std: float = 1.0  # standard deviation of the actions at the start, in each dimension
     clip: float = 0.2  # epsilon of Eq. (2)
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # of the advantage estimate
