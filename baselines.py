@@ -1557,10 +1557,9 @@ def finished_runs(args, script: str) -> list[SavedRun]:
 
 
 def find_runs(args, script: str, **changes) -> list[SavedRun]:
-    """Finished runs whose arguments are those of `args` but for `changes`, by seed."""
-    same = {name: value for name, value in vars(args).items() if name == "env" or name not in NOT_IN_NAME}
-    wanted = json.loads(json.dumps(same | changes))  # tuples are lists there
-    found = [run for run in finished_runs(args, script) if wanted.items() <= run.settings.items()]
+    """Finished runs of every seed whose folder has the name that these arguments, but for `changes`, would give it."""
+    name = run_name(dataclasses.replace(args, **changes, seed="*"), script)
+    found = [SavedRun(file.parent) for file in Path(args.runs).glob(f"{name}/figure.png")]
     return sorted(found, key=lambda run: run.settings["seed"])
 
 

@@ -878,15 +878,20 @@ def test_curves_of_a_run():
 
 
 def test_finished_runs_are_found_by_their_options():
-    """By every option that can change a result; unfinished ones are left out; seeds in order."""
+    """By every option that can change a result; unfinished ones are left out; seeds in order.
+
+    One run is of a version that did not have all of the options yet.
+    """
     args = PPOArgs(figure="curves", threads=7)
     for changes in ({"seed": 10}, {"seed": 9, "threads": 1}, {"seed": 2, "gamma": 0.9}, {"seed": 3}):
         run = write_run(PPOArgs(**changes), "baselines")
     (run.path / "figure.png").unlink()
-    assert [run.settings["seed"] for run in baselines.find_runs(args, "baselines")] == [9, 10]
+    older = write_run(PPOArgs(seed=11), "baselines")
+    (older.path / "config.json").write_text('{"settings": {"env": "Hopper-v4", "seed": 11}}')
+    assert [run.settings["seed"] for run in baselines.find_runs(args, "baselines")] == [9, 10, 11]
     assert [run.settings["seed"] for run in baselines.find_runs(args, "baselines", gamma=0.9)] == [2]
     found = baselines.runs_by_environment(args, "baselines", {"ppo": {}, "other": {"gamma": 0.5}})
-    assert {env: [len(runs[label]) for label in runs] for env, runs in found.items()} == {"Hopper-v4": [2, 0]}
+    assert {env: [len(runs[label]) for label in runs] for env, runs in found.items()} == {"Hopper-v4": [3, 0]}
 
 
 def test_methods_are_compared_by_seed():
