@@ -1053,7 +1053,7 @@ class ReplayBuffer:
 
     def __init__(self, obs_size: int, action_size: int, size: int):
         self.widths = obs_size, action_size, 1, obs_size, 1
-        self.rows, self.count = np.empty((size, sum(self.widths)), np.float32), 0  # count: of all that were ever added
+        self.rows, self.count = np.zeros((size, sum(self.widths)), np.float32), 0  # count: of all that were ever added
 
     def __len__(self):
         return min(self.count, len(self.rows))
@@ -1341,8 +1341,8 @@ def run_name(args, script: str) -> str:
 class Run:
     """A run's folder, and the frame of a training loop: `for iteration in run.iterations(parts, steps)`.
 
-    A run that was stopped goes on from its last checkpoint. What was logged after that is written again, and
-    bit-identically. Checkpoints are written beside their target and renamed over it.
+    A run that was stopped goes on from its last checkpoint. What was logged after that is written again, bit-identical
+    but for the column `seconds`. Checkpoints are written beside their target and renamed over it.
     """
 
     def __init__(self, args, script: str):
@@ -1355,8 +1355,8 @@ class Run:
         parts: by name whatever must be saved, with state_dict and load_state_dict. warm_up: steps without learning.
         """
         total = self.args.total_steps // steps
-        if total < 1 or self.args.total_steps <= warm_up:
-            fail(f"--total-steps {self.args.total_steps}: more than the warm-up, {warm_up}, and an iteration, {steps}")
+        if total * steps <= warm_up:
+            fail(f"--total-steps {self.args.total_steps}: iterations of {steps} must exceed the warm-up, {warm_up}")
         evaluations = min(getattr(self.args, "evaluations", 1), total)
         due = {round(total * i / evaluations) for i in range(1, evaluations + 1)}
         self._open()
@@ -1393,7 +1393,8 @@ class Run:
             file.unlink()
         versions = {each.__name__: each.__version__ for each in (torch, gym, mujoco, np)} | {"python": sys.version}
         config = {"settings": dataclasses.asdict(self.args), "versions": versions}
-        self._replace("config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+        if not (self.path / "config.json").exists():  # a finished run keeps the versions that made it
+            self._replace("config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
 
     def _resume(self, parts) -> int:
         """Go back to the last checkpoint, if there is one; the iterations done so far."""

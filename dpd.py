@@ -28,9 +28,13 @@ Where this differs from, or completes, the paper
 * D is the mean over action dimensions of the squared difference between mean actions, not samples.
 * The weights have no gradient, are clipped to [.01, 100] and divided by their sum over the minibatch. (The released
   code does so too, but then multiplies weights of shape (N, 1) with distances of shape (N,), which makes them
-  cancel; and its PPO has the sign of xi reversed. The sign here is the paper's.) If the two critics differ by more
-  than log(100) / alpha in most states, nearly all weights are clipped; if by much less than 1 / alpha, nearly all are
-  equal. In both cases the states count alike. The log's column `effective` says how many count: 1 is all alike.
+  cancel; and its PPO has the sign of xi reversed. The sign here is the paper's.)
+* Where the two critics differ by more than log(100) / alpha, the weight is clipped: to 100 where the peer's value is
+  higher, to .01 where it is lower. If most states are like that, Eq. (11) is nearly Eq. (9); if moreover one critic is
+  higher in nearly all of them, the states count alike. They also do if the critics differ by much less than 1 / alpha.
+  The log's column `effective` is the share of states that count: 1 is all alike.
+* With `--weighting hard` a minibatch in which no state counts has a gradient of 0, but Adam's running mean still moves
+  the actor. Where few states count, each counts more than in Eq. (9), as the weights are divided by their sum.
 * V for DDPG is Q(s, mu(s)), each learner's own critic at its own action. For PPO both values are brought to the
   learner's own scale of rewards before they are compared.
 * How often to distil: in Algorithm 1 one step of distillation (line 5) follows the update of an iteration (line 4).
@@ -49,11 +53,12 @@ Where this differs from, or completes, the paper
 * What is counted, plotted and compared is the total of both learners' environment steps.
 * Table 1 of the paper is of PPO: it takes `--table 1 --base ppo`. Without `--base` the same table is of DDPG.
 * Figure 2 has bootstrap intervals of the mean where the paper's has the standard deviation.
-* Figure 3 compares learners of the same age: two that teach each other, after so many steps of each, with two apart.
+* Figure 3's states are those of an episode or two of the last seed of DDPG, without noise; the paper has "a pre-trained
+  model". It compares learners of the same age: two that teach each other, after so many steps of each, with two apart.
   The paper's is of Walker2d after .5, 1.5 and 2.5 million steps of each. Runs with `--total-steps 5e6 --evaluations 10`
   keep exactly these.
 * The paper used the v2 environments, which need a MuJoCo of their time. The v4 ones are their successors.
-* `--eps-tr` trains under domain randomisation, which the paper did not try.
+* `--eps-tr` trains under domain randomisation, which the paper did not try: each learner in domains of its own.
 
 Commands (two cores; see the README for measured numbers)
 ---------------------------------------------------------
@@ -77,7 +82,7 @@ import baselines
 from baselines import (
     CYCLE, CYCLES, DDPG_METRICS, PPO_METRICS, DDPGAgent, Exploration, Optimiser, PPOAgent, ReplayBuffer, Run, RunArgs,
     RunningNorm, Stream, make_batch, numpy_policy, rollout, shuffle,
-)  # the algorithms; the rest of baselines.py is plumbing
+)  # what is used more rarely is written baselines.name
 from randomised_envs import sample_domain
 
 LEARNERS = {"dpd": 2, "vanilla": 1}  # by method
@@ -94,7 +99,7 @@ class Args(RunArgs):
     env: str = "HalfCheetah-v4"  # a Gymnasium MuJoCo environment
     base: Literal["ddpg", "ppo"] = "ddpg"  # what each learner does apart from distillation
     method: Literal["dpd", "vanilla"] = "dpd"  # two learners, or one with the same total of steps
-    eps_tr: float = 0.0  # randomisation level in training, in [0, 1]
+    eps_tr: float = 0.0  # randomisation level in training, in [0, 1]; a new domain for each episode (PPO: iteration)
     total_steps: int = 1_000_000  # environment steps, summed over learners
     gamma: float = 0.99  # discount factor
     evaluations: int = 4  # evenly spaced over training, the last one at its end
@@ -104,7 +109,7 @@ class Args(RunArgs):
     weighting: Literal["exp", "hard", "none"] = "exp"  # of states: Eq. (11), Eq. (9), or all alike
     distill_lr: float | None = None  # Adam's; if not given, the paper's, 1e-4 for DDPG and 1e-5 for PPO
     distill_batch: int | None = None  # states of a minibatch; if not given, the paper's, 64 for DDPG and 256 for PPO
-    distill_window: int = 1000  # of the peer's latest steps, from which they are drawn (PPO: of this iteration at most)
+    distill_window: int = 1000  # states are drawn from so many latest steps of the peer (PPO: this iteration's at most)
     distill_steps: int = 1  # PPO: minibatches for each iteration; DDPG has one for each of its updates
 
     # DDPG
@@ -258,7 +263,7 @@ METRICS = (
 def distillation_losses(learner, peer, obs, unit, args):
     """The loss of a learner's actor on (N, obs) of its peer's states, and the METRICS.
 
-    unit: of the peer's values, in that of the learner's. Scalar.
+    unit: what to multiply the peer's values with, to have them in the learner's units of reward. Scalar.
     """
     with torch.no_grad():
         better = unit * peer.state_value(obs) - learner.state_value(obs)
@@ -316,7 +321,7 @@ def distil(learner, peer, obs, args):                                           
 
 
 def share_out(states, updates: int) -> list:
-    """Share minibatches of states out among so many updates, as evenly as can be; the last one goes to the last."""
+    """Share minibatches of states out among so many updates, as evenly as can be: the last update gets the last one."""
     return [states[len(states) * u // updates : len(states) * (u + 1) // updates] for u in range(updates)]
 
 
@@ -395,7 +400,7 @@ def train_ppo(args):
         lessons = [torch.zeros(len(METRICS), device=args.device) for _ in learners]
         epochs = args.epochs if iteration > 0 else 0  # the first one only gathers the normalisers' statistics
         for i, (learner, batch, rng) in enumerate(zip(learners, batches, rngs)):
-            peer, theirs = learners[i - 1], rollouts[i - 1].obs[-args.distill_window :]  # as in train_ddpg
+            peer, theirs = learners[i - 1], rollouts[i - 1].obs[-args.distill_window :]  # the other one's
             rows = theirs[rng.integers(len(theirs), size=(distill_steps, args.distill_batch))]
             states = torch.as_tensor(rows, device=args.device)
             minibatches = [each for _ in range(epochs) for each in shuffle(batch, args.minibatches, rng)]
@@ -433,7 +438,7 @@ BOTH = {method: {"method": method} for method in LEARNERS}  # the lines of a fig
 
 
 def make_network(state: dict) -> nn.Module:
-    """A network for this state, which says what it is of."""
+    """A new network of the kind that has such a state: the names and shapes in it show which."""
     obs_size, inputs = len(state["norm.mean"]), state["net.0.weight"].shape[1]
     if "action_scale" in state:
         return DeterministicActor(obs_size, state["action_scale"].numpy())
@@ -484,7 +489,7 @@ def figure_3(args):
     together, alone, other = found["dpd"][0], *found["vanilla"][:2]
     env, rng = baselines.make_envs(args, 1)[0], np.random.default_rng(args.seed)
     still = np.zeros_like(env.action_space.high)
-    visited = rollout(env, load_policies(alone)[0], still, sample_domain(0, rng), 2000, rng).obs
+    visited = rollout(env, load_policies(found["vanilla"][-1])[0], still, sample_domain(0, rng), 2000, rng).obs
     states = torch.as_tensor(rng.permutation(visited)[:100])
 
     steps, kept = together.steps(), set(alone.steps()) & set(other.steps())
@@ -509,7 +514,7 @@ def figure_3(args):
         same = f"{when}: {step // 2:,} steps of each learner"
         title = same if ages[step] == step / 2 else f"{when}: DPD {step // 2:,}, DDPG {ages[step]:,} steps"
         top.set_title(title)
-    return figure, f"{args.env}; states of a trained DDPG"
+    return figure, f"{args.env}; states of a trained DDPG, seed {found['vanilla'][-1].settings['seed']}"
 
 
 def returns_of(run) -> dict[str, float]:

@@ -22,9 +22,10 @@ keep what else they have learned, go on from a better place, and may be ahead th
     critic:  minimise E_{(s, a) ~ D} (Q_teacher(s, a) - Q_student(s, a))^2             PIEKD Eq. (2)
 
 The two write-ups describe one method. What differs, and is `--method piekd` or `--method cikd`: when a phase of
-distillation is over, PIEKD sets the counter of steps to 0 (its line 21), CIKD takes it modulo the interval (its
-line 20), so that the phases keep to the multiples of the interval. CIKD's line 22 leaves out the teacher; PIEKD's
-lines 19 and 20 do not, but a teacher that is distilled into itself does not change.
+distillation is over, PIEKD sets the counter of steps to 0 (its line 21). CIKD never does, and asks for a multiple of
+the interval (its line 20); here it takes the counter modulo the interval, so that phases keep near the multiples.
+CIKD's line 22 leaves out the teacher; PIEKD's lines 19 and 20 do not, but a teacher that is distilled into itself
+does not change.
 
 Where this differs from, or completes, the papers
 -------------------------------------------------
@@ -46,7 +47,8 @@ Where this differs from, or completes, the papers
   its optimisers all the same, so that every ablation changes one thing. (Where the released code copies networks, it
   copies the state of their optimisers too, and the targets take no step.)
 * `--share extra` gives each agent as many updates of its own as a student would have minibatches: of policy and
-  critics, as the papers say (the released code leaves the critics out). It always counts as PIEKD does.
+  critics, as the papers say (the released code leaves the critics out). `ensemble` and `vanilla` count as PIEKD
+  does, so in cikd-3a, where episodes differ in length, they have somewhat fewer phases than CIKD.
 * Each agent learns at each step from a minibatch of its own. (Both algorithms update after an episode.)
 * Students are compared with their teacher after a phase; CIKD compares them before it, too.
 * SAC is that of baselines.py, where its own decisions stand. Its networks begin as in the released code; the papers
@@ -57,7 +59,8 @@ Where this differs from, or completes, the papers
 You should know
 ---------------
 * The best of K agents is chosen and reported from the same episodes, as in the papers. That is more than the mean even
-  if all are equally good: compare it with the ensemble's, or look at the worst as well; not only with one agent.
+  if all are equally good. So compare it with the best of `--method ensemble`, or look at the worst as well: a single
+  agent (`--method vanilla`) is too easy a comparison.
 * Where all episodes have the same length, as in HalfCheetah, phases and evaluations fall on the same steps: what is
   evaluated then are students that were taught just before.
 
@@ -379,11 +382,11 @@ def train(args):
     if not method.alone and args.ensemble_size < 2:
         fail(f"--method {args.method} needs an --ensemble-size of at least 2: --method vanilla is one agent")
     if has_phases and args.interval > args.total_steps - args.warm_up:
-        fail(f"--interval {args.interval} is never over: {args.total_steps - args.warm_up} steps follow the --warm-up")
+        fail(f"--total-steps {args.total_steps} end before --warm-up {args.warm_up} and --interval {args.interval}")
     envs, pool = make_envs(args, args.threads + 1), thread_pool(args.threads)
     obs_size, scale = envs[0].observation_space.shape[0], symmetric_action_scale(envs[0])
     numbers = range(1 if method.alone else args.ensemble_size)
-    agents = [                                                                  # line i: with different initialisations
+    agents = [                                                                  # part i: with different initialisations
         SACAgent(SquashedActor(obs_size, scale), TwinCritic(obs_size, len(scale)), args) for _ in numbers
     ]
     standings = Standings(len(numbers), args.recent)
@@ -504,7 +507,7 @@ def figure_curves(args):
 
 
 def plot_indices(left, right, steps, runs: list[np.ndarray], agents: int, who: str):
-    """Which agent it is, over time in the first run; and how often, a bar for each run, where numbers mean others."""
+    """Left which agent it is, over time, in the first run; right how often, a bar for each run (of its own agents)."""
     left.plot(steps, runs[0], "o", markersize=4)
     left.set(xlabel="environment steps", ylabel=f"index of the {who}", yticks=range(agents))
     width = 0.8 / len(runs)

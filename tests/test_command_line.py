@@ -232,11 +232,14 @@ def test_finished_says_so_and_overwrite_starts_anew(tmp_path, finished):
     with open(path / "log.csv", "a") as log:
         log.write("12")
     (path / "empty.csv").touch()
+    versions = (path / "config.json").read_text().replace('"torch": "', '"torch": "older than ')
+    (path / "config.json").write_text(versions)
     out, _ = run(COMMANDS["ppo"], path.parents[1])
     assert "is finished: nothing to do" in out and "agent 0 " in out and results(path) == before
+    assert (path / "config.json").read_text() == versions
     (path / "extra.txt").write_text("")
     out, _ = run(COMMANDS["ppo"] + " --overwrite", path.parents[1])
-    assert "finished" not in out and results(path) == before
+    assert "finished" not in out and results(path) == before and "older" not in (path / "config.json").read_text()
     assert (path / ".lock").exists() and not (path / "extra.txt").exists()
 
 
@@ -298,11 +301,11 @@ BAD = [
     ("p2pdrl.py --runs taken/runs", "taken"), ("p2pdrl.py --unknown 1", "--unknown"),
     ("baselines.py --algo ppo --tau 0.1", "--tau"), ("baselines.py --algo sac --clip 1", "--clip"),
     ("baselines.py --algo sac --total-steps 9000", "warm-up"), ("baselines.py --figure curves", "no finished runs"),
-    ("baselines.py --algo ddpg --buffer-size 10", "--buffer-size"), ("dpd.py --total-steps 15000", "warm-up"),
+    ("baselines.py --algo ddpg --buffer-size 10", "--buffer-size"), ("dpd.py --total-steps 23000", "warm-up"),
     ("dpd.py --figure 3", "no finished"), ("dpd.py --base td3", "td3"), ("dpd.py --gif nowhere", "nowhere"),
     ("piekd_cikd.py --ensemble-size 1", "at least 2"), ("piekd_cikd.py --interval 0", "--interval"),
     ("piekd_cikd.py --figure piekd-9", "piekd-9"), ("piekd_cikd.py --figure cikd-5", "no finished runs"),
-    ("piekd_cikd.py --interval 1e6 --total-steps 2e4", "never over"),
+    ("piekd_cikd.py --interval 1e6 --total-steps 2e4", "end before --warm-up 10000"),
     ("randomised_envs.py --env Walker3d-v1", "Walker3d"), ("randomised_envs.py --env CartPole-v1", "not a MuJoCo"),
     ("randomised_envs.py --eps 2", "eps"), ("randomised_envs.py --eps much", "eps"),
     ("randomised_envs.py --init hands", "init"), ("randomised_envs.py --seed -1", "non-negative"),

@@ -310,10 +310,12 @@ def test_figure_3_by_hand(monkeypatch, together, alone, stages):
     """Above Q(s, mu(s)) of ten states, below the distances between actions in a hundred, of a pair and of two alone.
 
     All are of one age: half of DPD's steps are each learner's. The title says how old, and where that is not the same.
+    The states are those of a third learner.
     """
     torch.manual_seed(0)
     made, visits, scale = {}, [], np.full(6, 0.5, np.float32)
-    runs = ("pair", "dpd", 0, together), ("one", "vanilla", 0, alone), ("other", "vanilla", 1, alone)
+    runs = [("pair", "dpd", 0, together)]
+    runs += [(name, "vanilla", seed, alone) for seed, name in enumerate(("one", "other", "third"))]
     for name, method, seed, steps in runs:
         made[name] = {step: [dpd.DeterministicActor(17, scale), dpd.ActionCritic(17, 6)] for step in steps}
         for step in steps if method == "dpd" else ():
@@ -331,7 +333,7 @@ def test_figure_3_by_hand(monkeypatch, together, alone, stages):
     axes = dpd.figure_3(Args(figure="3", base="ppo"))[0].axes  # the base is DDPG's whatever is said
     ((policy, std, visited, rng),) = visits
     states = torch.as_tensor(rng.permutation(visited)[:100])
-    last = baselines.numpy_policy(made["one"][max(alone)][0])
+    last = baselines.numpy_policy(made["third"][max(alone)][0])
     assert visited.shape == (2000, 17) and not std.any() and np.array_equal(policy(visited[0]), last(visited[0]))
     for top, bottom, (step, age) in zip(axes[:3], axes[3:], stages):
         says = f"{step // 2} steps of each learner" if age == step / 2 else f"DPD {step // 2}, DDPG {age} steps"
