@@ -97,7 +97,7 @@ class RunArgs:
 
     # environment
     xml_file: str = ""  # an MJCF file of your own in place of the environment's (v5 environments)
-    init: Literal["root", "joints"] = "root"  # what randomisation moves as initial position (Table 1 of P2PDRL)
+    init: Literal["root", "joints"] = "root"  # initial position: x, which no walker notices, or each joint's angle
 
     # evaluation
     eps_te: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # randomisation levels of the test domains
@@ -309,7 +309,7 @@ def ppo(args):
     steps = steps_per_agent(args, 1)
 
     run = Run(args, "baselines")
-    for iteration in run.iterations({"agent0": agent}, steps):
+    for iteration in run.iterations({"agent0": agent}, steps, warm_up=steps):
         rng = np.random.default_rng([args.seed, 0, iteration])
         domain = sample_domain(args.eps_tr, rng, envs[0].position_draws)
         std = agent.actor.log_std.exp().detach().cpu().numpy()
@@ -783,7 +783,7 @@ class RunningNorm(nn.Module):
 
 
 def set_up_torch(args):
-    """Seeded, on a device that is there, and one thread for each product: small ones gain nothing from more.
+    """Seed torch, check the device, and compute each matrix product in one thread: small ones gain nothing from more.
 
     `args.compile` becomes False, with a line that says so, where nothing can compile.
     """
@@ -820,7 +820,7 @@ def one_vector(*networks: nn.Module) -> torch.Tensor:
     """All parameters of the networks as one vector, of which each is a view (from now on, if it was not yet)."""
     parameters = [parameter for network in networks for parameter in network.parameters()]
     first, last, size = parameters[0].data, parameters[-1].data, sum(each.numel() for each in parameters)
-    if last.data_ptr() + last.nbytes == first.data_ptr() + first.element_size() * size:  # a part of one that has one
+    if last.data_ptr() + last.nbytes == first.data_ptr() + first.element_size() * size:  # they are one vector already
         return first.as_strided((size,), (1,))
     vector = nn.utils.parameters_to_vector(parameters).detach()
     nn.utils.vector_to_parameters(vector, parameters)
@@ -851,7 +851,7 @@ class Adam(nn.Module):
         return new
 
 
-COMPILING = threading.Lock()  # of two threads that compile at the same time one may find nothing compiled
+COMPILING = threading.Lock()  # one at a time: of two threads that compile together one may find nothing compiled
 
 
 class Optimiser(nn.Module):
@@ -880,7 +880,7 @@ class Optimiser(nn.Module):
         return metrics
 
     def compute(self, losses, *arguments):
-        """The first half of minimise: the values that all vectors get in the second, and the metrics."""
+        """The first half of minimise: the new values of all vectors, not yet written to them, and the metrics."""
         with contextlib.nullcontext() if self.used else COMPILING:
             self.used = True
             return self.step(self, losses, *arguments)
@@ -1144,7 +1144,6 @@ class Stream:
 # =========================================================================================================
 
 HELD_OUT = 2**32 - 1  # no training run is keyed by it: seeds are smaller
-CENTRAL = -1  # agent's number in eval.csv of a policy that has no data of its own
 
 
 def held_out_domains(eps: float, number: int, hinges: int | None = None) -> list[Domain]:
@@ -1321,7 +1320,7 @@ def run_seeds(args):
 # Plumbing: a run's folder with config.json, log.csv, eval.csv, checkpoint.pt, figure.png
 # =========================================================================================================
 
-# Options that cannot change a result: they are not in a folder's name.
+# Options that change no result are not in a folder's name. (device and compile do in the last bits.)
 NOT_IN_NAME = {"env", "seed", "seeds", "jobs", "threads", "device", "compile", "checkpoint_every", "runs", "overwrite",
                "figure", "table", "watch", "gif"}  # fmt: skip
 
@@ -1342,7 +1341,8 @@ class Run:
     """A run's folder, and the frame of a training loop: `for iteration in run.iterations(parts, steps)`.
 
     A run that was stopped goes on from its last checkpoint. What was logged after that is written again, bit-identical
-    but for the column `seconds`. Checkpoints are written beside their target and renamed over it.
+    (with the same device and compile) but for the column `seconds`. Checkpoints are written beside their target and
+    renamed over it.
     """
 
     def __init__(self, args, script: str):
@@ -1356,11 +1356,15 @@ class Run:
         """
         total = self.args.total_steps // steps
         if total * steps <= warm_up:
-            fail(f"--total-steps {self.args.total_steps}: iterations of {steps} must exceed the warm-up, {warm_up}")
+            fail(f"--total-steps must be at least {(warm_up // steps + 1) * steps}, but is {self.args.total_steps}")
         evaluations = min(getattr(self.args, "evaluations", 1), total)
         due = {round(total * i / evaluations) for i in range(1, evaluations + 1)}
         self._open()
         first = self._resume(parts)
+        if first < total:  # a finished run keeps the versions that made it
+            versions = {each.__name__: each.__version__ for each in (torch, gym, mujoco, np)} | {"python": sys.version}
+            config = {"settings": dataclasses.asdict(self.args), "versions": versions}
+            self._replace("config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
         self.began = shown = time.perf_counter()
         for done in range(first + 1, total + 1):
             self.step, self.evaluation_due, self.last = done * steps, done in due, done == total
@@ -1391,10 +1395,6 @@ class Run:
             fail(f"another process is training in {self.path}: wait for it, or choose another --runs folder")
         for file in self.path.glob("[!.]*") if self.args.overwrite else ():  # not the lock
             file.unlink()
-        versions = {each.__name__: each.__version__ for each in (torch, gym, mujoco, np)} | {"python": sys.version}
-        config = {"settings": dataclasses.asdict(self.args), "versions": versions}
-        if not (self.path / "config.json").exists():  # a finished run keeps the versions that made it
-            self._replace("config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
 
     def _resume(self, parts) -> int:
         """Go back to the last checkpoint, if there is one; the iterations done so far."""
@@ -1522,7 +1522,7 @@ class SavedRun:
         """Rows of all evaluations, or of the last one, by the names of the agents."""
         table = self.table("eval.csv")
         table = where(table, step=table["step"].max() if last else None)
-        names = {agent: "central" if agent == CENTRAL else f"agent {agent:.0f}" for agent in np.unique(table["agent"])}
+        names = {agent: "central" if agent == -1 else f"agent {agent:.0f}" for agent in np.unique(table["agent"])}
         return {name: where(table, agent=agent) for agent, name in names.items()}
 
     def print_table(self):
@@ -1577,7 +1577,7 @@ def select_runs(args, script: str, lines: dict[str, dict]) -> dict[str, list[Sav
 
 
 def runs_by_environment(args, script: str, lines: dict[str, dict]) -> dict[str, dict[str, list[SavedRun]]]:
-    """The same in every environment that has such runs: {environment: {label: runs}}."""
+    """`select_runs` in every environment that has at least one of these runs: {environment: {label: runs}}."""
     names = sorted({run.settings["env"] for run in finished_runs(args, script)})
     names = [env for env in names if any(find_runs(args, script, env=env, **line) for line in lines.values())]
     wanted = {f"{label}, {env}": {"env": env} | line for env in names for label, line in lines.items()}

@@ -389,7 +389,7 @@ def train_ppo(args):
 
     distill_steps = args.distill_steps if number > 1 else 0  # for each iteration
     parts = {f"agent{i}": learner for i, learner in enumerate(learners)}
-    for iteration in run.iterations(parts, steps * number):                                       # Alg. 1, line 2
+    for iteration in run.iterations(parts, steps * number, warm_up=steps * number):               # Alg. 1, line 2
         rngs = [np.random.default_rng([args.seed, i, iteration]) for i in range(number)]
         domains = [sample_domain(args.eps_tr, rng, envs[0].position_draws) for rng in rngs]
         policies = [numpy_policy(learner.actor) for learner in learners]

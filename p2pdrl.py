@@ -14,7 +14,7 @@ through this term alone; no data is exchanged, there is no central policy, and e
 
     code                    | paper               | shape
     agents                  | K                   |
-    domain                  | xi_i ~ Xi           | five numbers, see randomised_envs.py
+    domain                  | xi_i ~ Xi           | wind, gravity, friction, mass, position: see randomised_envs.py
     eps_tr, eps_te          | range of Xi         |
     actor, critic           | theta_i, phi_i      |
     batch                   | tau_i, B_i          | N steps of agent i in domain xi_i
@@ -57,7 +57,8 @@ Where this differs from, or completes, the paper
   entropy bonus, Adam's epsilon 1e-5. Neither version states its total of steps.
 * The initial standard deviation decides how HalfCheetah moves: with 1 it slides on its back, with `--initial-std 0.37`
   it runs, three times as fast. On Walker2d and Hopper .37 was not better, so 1 is the default, as elsewhere.
-* An iteration has 32 minibatches (Table 2); the workshop's have 64 steps each. For K = 2 this is the same.
+* An epoch has 32 minibatches (Table 2). For K = 2 an agent's have 64 steps each, as in the workshop's version; those of
+  the methods with one learner have 128. (The workshop's PPO has 64: `--method ppo-union --minibatches 64`.)
 * Line 14 recomputes V^targ for each minibatch. Here targets and advantages are computed anew for each epoch, with the
   critic as it then is. The methods with one learner compute them once for each iteration, as in the PPO paper. Which is
   better was not established: what was tried (see the README) lies within the differences between seeds.
@@ -66,7 +67,8 @@ Where this differs from, or completes, the paper
   rollout has no finished one.
   Actions are clipped to the robot's range by the environment only; their densities are of the unclipped ones.
 * PPO's rollouts of an iteration share one domain ("randomly samples a domain", Sec. 4.2). There are K of them, so that
-  it has as much data as the cohort. Self-KL has the same data and P2PDRL's learning rate: only the KL's target differs.
+  it has as much data as the cohort. Self-KL is the same PPO with the KL term and P2PDRL's learning rate, as the paper
+  gives none for it.
 * Distributed PPO: the gradient is that of the workers' joined minibatches, with advantages normalised for each worker;
   its norm is limited, not that of each worker's.
 * Distral and DnC are described in a sentence each. Distral's central policy minimises, at each step, the mean over
@@ -77,9 +79,9 @@ Where this differs from, or completes, the paper
   central policy's observation statistics, without which its weights would mean something else.
 * The paper does not say which peer it evaluates. All are evaluated here (of Distral and DnC the central policy), as a
   deterministic policy (its mean), in held-out domains that are the same for every run; figures show the mean over
-  peers (Figure 5 the first). The paper's one "pre-defined testing domain" is ten domains at eps_te = .5 here, as it
-  says for Figure 2.
-* The variance of the gradient is that of one agent's share of the iteration's steps.
+  peers (Figure 5 the first). The paper's one "pre-defined testing domain" is ten domains at eps_te = .5 here, the
+  level that it gives for Figure 6.
+* The variance of the gradient is over each learner's data: K agents have a share each, one learner has all.
 * The initial position, read literally, cannot change a return; see `--init` and randomised_envs.py.
 
 Commands (two cores; see the README for measured numbers)
@@ -112,7 +114,7 @@ from randomised_envs import Domain, sample_domain
 class Method(NamedTuple):
     """A row of the table in the docstring above; the loop reads it."""
 
-    learning_rate: float  # App. A.2
+    learning_rate: float  # App. A.2, but for self-KL's
     data: str  # each learner's "own" rollout, or one learner's K: in "one domain", in K ("union"), by K "workers"
     peers: str = "none"  # whom it stays close to: "others", "itself" before this iteration, the "central" policy
     states: str = "own"  # where
@@ -149,7 +151,7 @@ class Args(RunArgs):
     # PPO (App. A.2, Table 2)
     total_steps: int = 2_000_000  # environment steps, summed over agents
     steps_per_iteration: int = 4096  # environment steps between updates, summed over agents
-    learning_rate: float | None = None  # Adam's; if not given, the paper's for the method, 1e-4 or 3e-4
+    learning_rate: float | None = None  # Adam's; if not given, 3e-4 for the three PPO methods, 1e-4 for the others
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
     initial_std: float = 1.0  # standard deviation of the actions at the start, in each dimension
@@ -449,7 +451,7 @@ def train(args):
 
     run = Run(args, "p2pdrl")
     parts = {f"agent{i}": agent for i, agent in enumerate(agents)} | {"central": central}
-    for iteration in run.iterations(parts, steps * args.agents):                                        # line 4
+    for iteration in run.iterations(parts, steps * args.agents, warm_up=steps * args.agents):           # line 4
         rngs = [np.random.default_rng([args.seed, i, iteration]) for i in range(args.agents)]           # line 5
         domains = [sample_domain(args.eps_tr, rng, envs[0].position_draws) for rng in rngs]             # line 6
         domains = domains[:1] * args.agents if method.data == "one domain" else domains
@@ -516,7 +518,7 @@ def train(args):
 # Figures
 # ---------------------------------------------------------------------------------------------------------
 
-EPS_TEST = 0.5  # level of the "pre-defined" test domains of Figures 2, 5, 6 and 8a
+EPS_TEST = 0.5  # level of the "pre-defined" test domains of Figures 2, 5, 6 and 8a; the paper gives it for Figure 6
 LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # eps_tr in Figures 2 and 6
 
 
@@ -581,8 +583,9 @@ def figures_2_and_6(args):
     envs = make_envs(args, args.threads)
     trained, tested = ({method: [] for method in METHODS} for _ in range(2))
     for method in methods:
-        levels = [eps for eps in LEVELS if found[f"{method}, eps_tr {eps:g}"]]
-        for runs in zip(*(found[f"{method}, eps_tr {eps:g}"] for eps in levels)):  # one seed, all levels
+        each = [(eps, run) for eps in LEVELS for run in found[f"{method}, eps_tr {eps:g}"]]
+        for seed in sorted({run.settings["seed"] for _, run in each}):
+            levels, runs = zip(*((eps, run) for eps, run in each if run.settings["seed"] == seed))
             trained[method].append((levels, [run.training_curve()[1][-1] for run in runs]))
             tested[method].append((levels, [test_return(envs, run, args) for run in runs]))
     figure, (left, right) = new_figure(columns=2)
@@ -596,7 +599,7 @@ def figures_2_and_6(args):
 def folded(actor: GaussianActor) -> torch.Tensor:
     """The policy's mean as a network of raw observations, its normaliser taken into the first layer: one vector.
 
-    Only so is a weighted sum of two policies' parameters a policy halfway between them.
+    Without this a weighted sum of two policies would mix weights that expect differently normalised observations.
     """
     net, norm = copy.deepcopy(actor.net), actor.norm
     with torch.no_grad():
@@ -722,9 +725,8 @@ def figure_9(args):
     """Cohort sizes: the steps of each agent held fixed (left), or those of all together (right).
 
     The return is that of deterministic policies in held-out domains of the training level: the training return counts
-    finished episodes only, which with few steps for each agent are the short ones.
+    finished episodes (if there is none, the one that was cut), which are short where each agent has few steps.
     """
-    print("(--evaluations 20 gives smooth lines)")
     eps = min(args.eps_te, key=lambda each: abs(each - args.eps_tr))
     figure, axes = new_figure(columns=2)
     for axis, fixed in zip(axes, ("each agent", "all agents")):
@@ -744,7 +746,7 @@ def figure_9(args):
 
 
 def figure_map(args):
-    """Beyond the paper: return of trained policies against two of a domain's five numbers, wind and mass."""
+    """Beyond the paper: return of trained policies against two numbers of a domain, wind and mass."""
     from matplotlib.patches import Rectangle
 
     found = {method: runs for method, runs in runs_of(args, ("ppo", "ppo-union", "p2pdrl")).items() if runs}

@@ -2,9 +2,10 @@
 
     python .github/results.py [FOLDER ...]        # appends finished runs below these folders (runs/) that are new
 
-command repeats the run (from its commit, on a processor like the one that made it); training_return is the mean of
-log.csv over agents and the last rows up to this step, 5 % of the run; then for each level eps_te the mean return over
-agents and held-out domains, and its standard error over domains.
+command repeats the run (on a processor like the one that made it); commit is the one checked out when the row was made
+(no two in this table differ in what a run computes); training_return is the mean of log.csv over agents and the last
+rows up to this step, 5 % of the run; then for each level eps_te the mean return over agents and held-out domains, and
+its standard error over domains.
 """
 
 import csv

@@ -526,15 +526,19 @@ def test_training_return_is_that_of_the_last_twentieth_of_the_iterations():
 
 
 def test_figures_2_and_6_show_returns_against_the_level_of_training():
-    """Training return of the end, and the test return at EPS_TEST of the policies on disk, for each level with runs."""
-    for eps in (0.0, 0.4):
-        policies = {400: [hopper_actor(int(10 * eps))]}
-        run_by_hand(100 + 10 * eps, 0, policies, method="ppo", eps_tr=eps)
+    """Training return of the end, and the test return at EPS_TEST of the policies on disk, for each level with runs.
+
+    One seed has a run of one level only.
+    """
+    for eps, seed in ((0.0, 0), (0.4, 0), (0.4, 1)):
+        policies = {400: [hopper_actor(int(10 * eps) + seed)]}
+        run_by_hand(100 + 10 * eps + seed, 0, policies, method="ppo", eps_tr=eps, seed=seed)
     (left, right), _ = drawn("2")
-    assert lines_of(left) == {"ppo": [[0, 0.4], [100, 104]]}
+    assert lines_of(left) == {"ppo": [[0, 0.4], [100, 104.5]]}
+    assert [line.get_label() for line in left.lines] == ["ppo, 2 seeds"]
     (domain,) = baselines.held_out_domains(p2pdrl.EPS_TEST, 1)
-    expected = [mean_action_return(hopper_actor(seed), domain) for seed in (0, 4)]
-    assert lines_of(right)["ppo"][1] == pytest.approx(expected)
+    first, second, third = (mean_action_return(hopper_actor(seed), domain) for seed in (0, 4, 5))
+    assert lines_of(right)["ppo"][1] == pytest.approx([first, (second + third) / 2])
 
 
 def test_folded_policies_act_as_they_did_and_halfway_is_halfway():
