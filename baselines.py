@@ -1519,7 +1519,7 @@ class SavedRun:
         return networks
 
     def evaluations(self, last: bool) -> dict[str, dict[str, np.ndarray]]:
-        """Rows of all evaluations, or of the last one, by the names of the agents."""
+        """Rows of all evaluations, or of the last one, by the names of the agents; -1 is a central policy."""
         table = self.table("eval.csv")
         table = where(table, step=table["step"].max() if last else None)
         names = {agent: "central" if agent == -1 else f"agent {agent:.0f}" for agent in np.unique(table["agent"])}
