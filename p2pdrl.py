@@ -61,7 +61,7 @@ Where this differs from, or completes, the paper
   the methods with one learner have 128. (The workshop's PPO has 64: `--method ppo-union --minibatches 64`.)
 * Line 14 recomputes V^targ for each minibatch. Here targets and advantages are computed anew for each epoch, with the
   critic as it then is. The methods with one learner compute them once for each iteration, as in the PPO paper. Which is
-  better was not established: what was tried (see the README) lies within the differences between seeds.
+  better was not established.
 * Time limits and the end of the batch are not deaths: the future is bootstrapped there. Every iteration begins with a
   reset. Training returns are means over finished episodes; an episode that this reset cuts counts only where its
   rollout has no finished one.
