@@ -820,7 +820,7 @@ def one_vector(*networks: nn.Module) -> torch.Tensor:
     """All parameters of the networks as one vector, of which each is a view (from now on, if it was not yet)."""
     parameters = [parameter for network in networks for parameter in network.parameters()]
     first, last, size = parameters[0].data, parameters[-1].data, sum(each.numel() for each in parameters)
-    if last.data_ptr() + last.nbytes == first.data_ptr() + first.element_size() * size:  # they are one vector already
+    if first.untyped_storage().data_ptr() == last.untyped_storage().data_ptr():  # they are one vector already
         return first.as_strided((size,), (1,))
     vector = nn.utils.parameters_to_vector(parameters).detach()
     nn.utils.vector_to_parameters(vector, parameters)
@@ -831,7 +831,7 @@ class Adam(nn.Module):
     """Adam (Kingma and Ba 2015) on one vector, as a function that can stand inside a compiled graph.
 
     The arithmetic is torch's. Its optimiser object works outside of a graph only, where its bookkeeping takes ten
-    times as long as its arithmetic does for networks of this size.
+    times as long as its arithmetic does for networks of this size. (capturable: a graph on a GPU asks for it.)
     """
 
     def __init__(self, parameters: torch.Tensor, learning_rate: float, eps: float):
@@ -846,7 +846,7 @@ class Adam(nn.Module):
         new = parameters.clone()
         adam(
             [new], [gradient], [self.mean], [self.square], [], [self.steps], amsgrad=False, beta1=0.9, beta2=0.999,
-            lr=self.learning_rate, weight_decay=0, eps=self.eps, maximize=False, foreach=False,
+            lr=self.learning_rate, weight_decay=0, eps=self.eps, maximize=False, foreach=False, capturable=new.is_cuda,
         )
         return new
 
@@ -1693,6 +1693,7 @@ def watch(args, load_policies):
         try:
             total = episode_return(env, policy, domain, 0, movie if gif else None)  # a window draws by itself
         except Exception as error:  # each backend of OpenGL fails in a way of its own
+            sys.unraisablehook = lambda _: None  # what is left of a viewer would complain as it goes
             fail(f"cannot draw: no OpenGL to be had here ({' '.join(str(error).split())[:80]})")
         print(f"{env.data.time:.1f} s, return {total:.0f}")
     env.close()

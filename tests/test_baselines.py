@@ -190,6 +190,18 @@ def test_a_gradient_step_is_adam_on_each_networks_own_loss(compiled):
         torch.testing.assert_close(flat(network), flat(expected), rtol=0, atol=1e-6)
 
 
+def test_neighbours_in_memory_are_not_yet_one_vector():
+    """Where parameters happen to lie next to each other, as they do on a GPU, each still has a memory of its own."""
+    memory = np.arange(6, dtype=np.float32)
+    layer = nn.Linear(2, 2)
+    layer.weight.data, layer.bias.data = torch.from_numpy(memory[:4]).view(2, 2), torch.from_numpy(memory[4:])
+    vector = baselines.one_vector(layer)
+    assert vector.tolist() == [0, 1, 2, 3, 4, 5]
+    vector += 1
+    assert flat(layer).tolist() == [1, 2, 3, 4, 5, 6]
+    assert baselines.one_vector(layer).data_ptr() == vector.data_ptr()
+
+
 @pytest.mark.parametrize("algo", ["ppo", "ddpg"])
 def test_the_policy_in_numpy_is_a_snapshot_of_the_actor(algo):
     """Same actions as torch's, also far outside what the normaliser knows; what the actor learns later is not seen."""
