@@ -402,3 +402,18 @@ def test_what_two_scripts_define_is_the_same(module, names):
         assert meaning(getattr(module, name)) == meaning(getattr(baselines, name))
     siblings = {"p2pdrl", "dpd", "piekd_cikd"} - {module.__name__}
     assert not siblings & set(re.findall(r"^(?:from|import) (\w+)", inspect.getsource(module), re.M))
+
+
+def test_the_tables_of_the_readme_are_those_of_its_rows():
+    made = runpy.run_path(str(ROOT / ".github" / "tables.py"))
+    text = made["README"].read_text()
+    for name, tables in made["tables"]().items():
+        start, end = made["block_of"](text, name)
+        assert [table.group() for table in made["tables_in"](text[start:end])] == tables, name
+
+    command = "python p2pdrl.py --env Walker2d-v4 --eval-domains 100{} --total-steps 4000000 --evaluations 2 --seed "
+    ours, theirs = ({row["command"][-1]: float(row["training_return"]) for row in made["ROWS"]
+                     if row["command"][:-1] == command.format(method) and row["step"] == "3997696"}
+                    for method in ("", " --method ppo"))  # fmt: skip
+    cell = baselines.compare(ours, theirs).replace("probability of improvement ", "")
+    assert len(ours) >= 3 and f"| p2pdrl - ppo, the paper's learning rates | {cell} |" in text.replace("*", "")

@@ -1,0 +1,217 @@
+"""The README's tables and figures of P2PDRL after four million steps, made from the rows of .github/results.csv.
+
+    python .github/tables.py        # writes the tables into README.md, and the figures to .github/
+
+In the README each table's command stands above it. An interval is the 95 % bootstrap interval of the mean over seeds; a
+difference is of runs with the same seed, and bold where all seeds have one sign; behind its comma is the probability of
+improvement (Agarwal et al. 2021).
+"""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from baselines import COLOURS, bootstrap, new_figure, plot_lines, save_figure  # noqa: E402
+
+README, ROWS = HERE.parent / "README.md", list(csv.DictReader(open(HERE / "results.csv", newline="")))
+SAME = "--total-steps 4000000 --eval-domains 100 --evaluations 2"  # options of all these runs
+HALF, END = 1998848, 3997696  # steps of their two evaluations
+LEVELS = (0, 0.2, 0.4, 0.6, 0.8, 1)
+COLUMNS = ["training_return", *(f"return_{eps:g}" for eps in LEVELS)]
+HEAD = "| | training | eps_te 0 | 0.2 | 0.4 | 0.6 | 0.8 | 1 |\n|---|---|---|---|---|---|---|---|\n"
+
+SETTINGS = {  # environment and domains: in words, and as options
+    "walker2d": ("Walker2d-v4", "--env Walker2d-v4"),
+    "hopper": ("Hopper-v4", "--env Hopper-v4"),
+    "halfcheetah-back": ("HalfCheetah-v4, on its back", "--env HalfCheetah-v4"),
+    "halfcheetah": ("HalfCheetah-v4, on its feet", "--env HalfCheetah-v4 --initial-std 0.37"),
+    "wide": ("Walker2d-v4, wide", "--env Walker2d-v4 --eps-tr 0.8 --init joints"),
+}
+ARMS = {
+    "p2pdrl": "",
+    "p2pdrl, alpha 0": "--alpha 0.0",
+    "p2pdrl, 3e-4": "--learning-rate 0.0003",
+    "ppo": "--method ppo",
+    "ppo, 1e-4": "--method ppo --learning-rate 0.0001",
+    "ppo-union": "--method ppo-union",
+    "distributed-ppo": "--method distributed-ppo",
+    "self-kl": "--method self-kl",
+    "distral": "--method distral",
+    "dnc": "--method dnc",
+    "dnc, no restarts": "--method dnc --reset-every 1000",
+}
+OWN, RIVALS = list(ARMS)[:6], list(ARMS)[6:]
+OWN_PAIRS = [  # label, ours, theirs
+    ("p2pdrl - ppo, the paper's learning rates", "p2pdrl", "ppo"),
+    ("p2pdrl - ppo, both 1e-4", "p2pdrl", "ppo, 1e-4"),
+    ("p2pdrl - ppo, both 3e-4", "p2pdrl, 3e-4", "ppo"),
+    ("ppo, 1e-4 - 3e-4", "ppo, 1e-4", "ppo"),
+    ("p2pdrl, 3e-4 - 1e-4", "p2pdrl, 3e-4", "p2pdrl"),
+    ("p2pdrl, 3e-4 - ppo, 1e-4", "p2pdrl, 3e-4", "ppo, 1e-4"),
+    ("p2pdrl - alpha 0, both 1e-4", "p2pdrl", "p2pdrl, alpha 0"),
+    ("p2pdrl - ppo-union", "p2pdrl", "ppo-union"),
+    ("ppo-union - ppo", "ppo-union", "ppo"),
+]
+RIVAL_PAIRS = [(f"p2pdrl - {rival}", "p2pdrl", rival) for rival in RIVALS] + [
+    ("distributed-ppo - ppo", "distributed-ppo", "ppo"),
+    ("distributed-ppo - ppo-union", "distributed-ppo", "ppo-union"),
+    ("self-kl - ppo, both 1e-4", "self-kl", "ppo, 1e-4"),
+    ("distral - p2pdrl, alpha 0", "distral", "p2pdrl, alpha 0"),
+    ("dnc - p2pdrl, alpha 0", "dnc", "p2pdrl, alpha 0"),
+    ("dnc - dnc, no restarts", "dnc", "dnc, no restarts"),
+]
+BLOCKS = {name: (name, OWN, OWN_PAIRS) for name in SETTINGS}  # the README's blocks: setting, arms, differences
+BLOCKS["competitors"] = ("walker2d", ["p2pdrl", *RIVALS], RIVAL_PAIRS)
+GLANCE = [  # label, ours, theirs, step of ours, step of theirs
+    ("the paper's rates", "p2pdrl", "ppo", END, END),
+    ("both 1e-4", "p2pdrl", "ppo, 1e-4", END, END),
+    ("both 3e-4", "p2pdrl, 3e-4", "ppo", END, END),
+    ("own steps", "p2pdrl", "ppo, 1e-4", END, HALF),
+]
+
+
+def returns(setting: str, arm: str, step: int) -> dict[int, np.ndarray]:
+    """By seed: the return in training and at each level, (7,). Empty where there are no such runs."""
+    options = {*f"{SETTINGS[setting][1]} {SAME} {ARMS[arm]}".strip().split(" --")}
+    found = {}
+    for row in ROWS:
+        script, command, seed = re.fullmatch(r"python (\S+) (.*) --seed (\d+)", row["command"]).groups()
+        if script == "p2pdrl.py" and {*command.split(" --")} == options and int(row["step"]) == step:
+            found[int(seed)] = np.array([float(row[column]) for column in COLUMNS])
+    return found
+
+
+def difference(ours: dict, theirs: dict) -> tuple[list[str], np.ndarray]:
+    """For each column its cell of a table; and the differences by seed (seeds, 7)."""
+    differences = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    cells = []
+    for values in differences.T:
+        low, high = bootstrap(values)
+        mark = "**" if abs(np.sign(values).sum()) == len(values) else ""
+        cells.append(f"{mark}{round(values.mean()):+d}{mark} [{round(low):+d}, {round(high):+d}]")
+    return cells, differences
+
+
+def line(label: str, cells) -> str:
+    return f"| {label} | " + " | ".join(cells) + " |\n"
+
+
+def means_table(setting: str, arms: list[str], step: int) -> str:
+    table = HEAD
+    for arm in arms:
+        if values := list(returns(setting, arm, step).values()):
+            intervals = ("{:.0f} [{:.0f}, {:.0f}]".format(x.mean(), *bootstrap(x)) for x in np.array(values).T)
+            table += line(arm, intervals)
+    return table
+
+
+def differences_table(setting: str, pairs: list[tuple], step: int) -> str:
+    table = HEAD
+    for label, *arms in pairs:
+        ours, theirs = (returns(setting, arm, step) for arm in arms)
+        if ours and theirs:
+            x, y = (np.array(list(each.values())) for each in (ours, theirs))
+            better = (x[:, None] > y).mean((0, 1)) + 0.5 * (x[:, None] == y).mean((0, 1))
+            table += line(label, map("{}, {:.2f}".format, difference(ours, theirs)[0], better))
+    return table
+
+
+def seeds_table(setting: str, arms: list[str], step: int) -> str:
+    by_seed = [(f"{arm}, seed {seed}", x) for arm in arms for seed, x in sorted(returns(setting, arm, step).items())]
+    return HEAD + "".join(line(label, map("{:.0f}".format, x)) for label, x in by_seed)
+
+
+def glance_table() -> str:
+    table = "| P2PDRL minus PPO | | training | eps_te .2 | .6 | 1 |\n|---|---|---|---|---|---|\n"
+    for setting, (words, _) in SETTINGS.items():
+        link = f"[{words.split(', ')[0]}](#{setting}){words.removeprefix(words.split(', ')[0])}"
+        for label, ours, theirs, our_step, their_step in GLANCE:
+            ours, theirs = returns(setting, ours, our_step), returns(setting, theirs, their_step)
+            if ours and theirs:
+                table += line(f"{link} | {label}", np.array(difference(ours, theirs)[0])[[0, 2, 4, 6]])
+                link = ""
+    return table
+
+
+def tables() -> dict[str, list[str]]:
+    """For each block of the README, by its name: its tables in their order. (A method without runs has no line.)"""
+    found = {"glance": [glance_table()]}
+    for name, (setting, arms, pairs) in BLOCKS.items():
+        both = [(means_table(setting, arms, step), differences_table(setting, pairs, step)) for step in (END, HALF)]
+        found[name] = [*both[0], *both[1], seeds_table(setting, arms, END)]
+    return found
+
+
+def block_of(text: str, name: str) -> tuple[int, int]:
+    """Where the block of this name begins and ends in the README."""
+    start = text.index(f'<a name="{name}"></a>')
+    return start, text.index("</details>", start)
+
+
+def tables_in(block: str) -> list[re.Match]:
+    """The tables of a block that this file makes, known by their first lines."""
+    return list(re.finditer(r"^\|.*\| training \| eps_te .*\n(\|.*\n)+", block, re.M))
+
+
+def write_tables():
+    text = README.read_text()
+    for name, made in tables().items():
+        start, end = block_of(text, name)
+        block = text[start:end]
+        old = tables_in(block)
+        if len(old) != len(made):
+            sys.exit(f"README.md: {name} has {len(old)} tables, not {len(made)}")
+        for match, new in zip(old[::-1], made[::-1]):
+            block = block[: match.start()] + new + block[match.end() :]
+        text = text[:start] + block + text[end:]
+    README.write_text(text)
+
+
+def draw_levels(name: str):
+    """Return in held-out domains against their level, half way and at the end, of a block's methods."""
+    setting, arms, _ = BLOCKS[name]
+    figure, axes = new_figure(columns=2)
+    for axis, step, when in zip(axes, (HALF, END), ("two", "four")):
+        lines = {arm: [(LEVELS, x[1:]) for x in returns(setting, arm, step).values()] for arm in arms}
+        plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains", marker="o")
+        axis.set(title=f"after {when} million steps", ylim=(0, None))
+    axes[0].sharey(axes[1])
+    title = f"{SETTINGS[setting][0]}; mean over seeds, 95 % bootstrap interval"
+    save_figure(figure, title, HERE / f"p2pdrl-{name}.png")
+
+
+def draw_glance():
+    """P2PDRL minus PPO in each setting and on each terms, in per cent of PPO's mean: a dot for each seed, a bar for
+    their mean, pale where the seeds disagree about the sign."""
+    figure, axes = new_figure(columns=2)
+    for axis, column, title in zip(axes, (0, 4), ("training domains", "held-out domains, eps_te = 0.6")):
+        for group, setting in enumerate(SETTINGS):
+            for index, (_, ours, theirs, our_step, their_step) in enumerate(GLANCE):
+                ours, theirs = returns(setting, ours, our_step), returns(setting, theirs, their_step)
+                if ours and theirs:
+                    share = 100 * difference(ours, theirs)[1][:, column] / np.mean([*theirs.values()], 0)[column]
+                    alpha = 1 if abs(np.sign(share).sum()) == len(share) else 0.35
+                    place = 5 * group + index
+                    axis.barh(place, share.mean(), height=0.8, alpha=alpha, color=COLOURS[index])
+                    axis.plot(share, [place] * len(share), "o", color="black", markersize=3)
+        axis.axvline(0, color="black", linewidth=1)
+        axis.set(title=title, xlabel="P2PDRL minus PPO, % of PPO's mean return")
+        axis.set_yticks([5 * group + 1.5 for group in range(len(SETTINGS))], [words for words, _ in SETTINGS.values()])
+        axis.invert_yaxis()
+        axis.grid(visible=False, axis="y")
+        for index, (label, *_) in enumerate(GLANCE):
+            axis.barh(0, 0, color=COLOURS[index], label=label)
+    axes[1].set_yticklabels([])
+    save_figure(figure, "after four million steps; a dot for each seed; pale: undecided", HERE / "p2pdrl-glance.png")
+
+
+if __name__ == "__main__":
+    write_tables()
+    draw_glance()
+    for name in ("hopper", "halfcheetah", "competitors"):
+        draw_levels(name)
