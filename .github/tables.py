@@ -36,6 +36,7 @@ ARMS = {
     "p2pdrl": "",
     "p2pdrl, alpha 0": "--alpha 0.0",
     "p2pdrl, 3e-4": "--learning-rate 0.0003",
+    "p2pdrl, alpha 0, 3e-4": "--alpha 0.0 --learning-rate 0.0003",
     "ppo": "--method ppo",
     "ppo, 1e-4": "--method ppo --learning-rate 0.0001",
     "ppo-union": "--method ppo-union",
@@ -45,7 +46,7 @@ ARMS = {
     "dnc": "--method dnc",
     "dnc, no restarts": "--method dnc --reset-every 1000",
 }
-OWN, RIVALS = list(ARMS)[:6], list(ARMS)[6:]
+OWN, RIVALS = list(ARMS)[:7], list(ARMS)[7:]
 OWN_PAIRS = [  # label, ours, theirs
     ("p2pdrl - ppo, the paper's learning rates", "p2pdrl", "ppo"),
     ("p2pdrl - ppo, both 1e-4", "p2pdrl", "ppo, 1e-4"),
@@ -54,6 +55,7 @@ OWN_PAIRS = [  # label, ours, theirs
     ("p2pdrl, 3e-4 - 1e-4", "p2pdrl, 3e-4", "p2pdrl"),
     ("p2pdrl, 3e-4 - ppo, 1e-4", "p2pdrl, 3e-4", "ppo, 1e-4"),
     ("p2pdrl - alpha 0, both 1e-4", "p2pdrl", "p2pdrl, alpha 0"),
+    ("p2pdrl - alpha 0, both 3e-4", "p2pdrl, 3e-4", "p2pdrl, alpha 0, 3e-4"),
     ("p2pdrl - ppo-union", "p2pdrl", "ppo-union"),
     ("ppo-union - ppo", "ppo-union", "ppo"),
 ]
@@ -67,6 +69,7 @@ RIVAL_PAIRS = [(f"p2pdrl - {rival}", "p2pdrl", rival) for rival in RIVALS] + [
 ]
 BLOCKS = {name: (name, OWN, OWN_PAIRS) for name in SETTINGS}  # the README's blocks: setting, arms, differences
 BLOCKS["competitors"] = ("walker2d", ["p2pdrl", *RIVALS], RIVAL_PAIRS)
+BLOCKS["competitors-halfcheetah"] = ("halfcheetah", ["p2pdrl", *RIVALS], RIVAL_PAIRS)
 GLANCE = [  # label, ours, theirs, step of ours, step of theirs
     ("the paper's rates", "p2pdrl", "ppo", END, END),
     ("both 1e-4", "p2pdrl", "ppo, 1e-4", END, END),
@@ -213,5 +216,5 @@ def draw_glance():
 if __name__ == "__main__":
     write_tables()
     draw_glance()
-    for name in ("hopper", "halfcheetah", "competitors"):
+    for name in ("hopper", "halfcheetah", "competitors", "competitors-halfcheetah"):
         draw_levels(name)
