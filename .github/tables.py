@@ -16,9 +16,13 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from baselines import COLOURS, bootstrap, new_figure, plot_lines, save_figure  # noqa: E402
+from baselines import COLOURS, bootstrap, compare, new_figure, plot_lines, save_figure  # noqa: E402
 
 README, ROWS = HERE.parent / "README.md", list(csv.DictReader(open(HERE / "results.csv", newline="")))
+RUNS = {}  # by their options, in any order, and the step of an evaluation: by seed, its row
+for row in ROWS:
+    options, seed = row["command"].split(" --seed ")
+    RUNS.setdefault((frozenset(options.split(" --")), int(row["step"])), {})[int(seed)] = row
 SAME = "--total-steps 4000000 --eval-domains 100 --evaluations 2"  # options of all these runs
 SEEDS, MORE = range(3), range(4)  # what all methods have, and what some have on Walker2d-v4
 HALF, END = 1998848, 3997696  # steps of their two evaluations
@@ -81,25 +85,37 @@ GLANCE = [  # label, ours, theirs, step of ours, step of theirs
 
 def returns(setting: str, arm: str, step: int, seeds=SEEDS) -> dict[int, np.ndarray]:
     """By seed: the return in training and at each level, (7,). Empty where there are no such runs."""
-    command = f"python p2pdrl.py {SETTINGS[setting][1]} {SAME} {ARMS[arm]}".strip()
-    found = {}
-    for row in ROWS:
-        options, seed = row["command"].split(" --seed ")
-        same = {*options.split(" --")} == {*command.split(" --")}  # in any order
-        if same and int(seed) in seeds and int(row["step"]) == step:
-            found[int(seed)] = np.array([float(row[column]) for column in COLUMNS])
-    return found
+    options = f"python p2pdrl.py {SETTINGS[setting][1]} {SAME} {ARMS[arm]}".strip()
+    rows = RUNS.get((frozenset(options.split(" --")), step), {})
+    return {seed: np.array([float(row[column]) for column in COLUMNS]) for seed, row in rows.items() if seed in seeds}
 
 
-def difference(ours: dict, theirs: dict) -> tuple[list[str], np.ndarray]:
-    """For each column its cell of a table; and the differences by seed (seeds, 7)."""
-    differences = np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+def differences(ours: dict, theirs: dict) -> np.ndarray:
+    """Of runs with the same seed, (seeds, 7)."""
+    return np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def decided(values: np.ndarray) -> bool:
+    """Whether all seeds have one sign."""
+    return abs(np.sign(values).sum()) == len(values)
+
+
+def comparison(ours: dict, theirs: dict) -> list[str]:
+    """For each column the cell of a table: mean difference, interval, probability of improvement."""
     cells = []
-    for values in differences.T:
-        low, high = bootstrap(values)
-        mark = "**" if abs(np.sign(values).sum()) == len(values) else ""
-        cells.append(f"{mark}{round(values.mean()):+d}{mark} [{round(low):+d}, {round(high):+d}]")
-    return cells, differences
+    for column, values in enumerate(differences(ours, theirs).T):
+        says = compare(*({seed: x[column] for seed, x in each.items()} for each in (ours, theirs)))
+        mean, rest = says.replace("probability of improvement ", "").split(" ", 1)
+        cells.append(f"**{mean}** {rest}" if decided(values) else f"{mean} {rest}")
+    return cells
+
+
+def glance(setting: str):
+    """The terms on which this setting was run: their place in GLANCE, label, our returns and theirs."""
+    for place, (label, ours, theirs, our_step, their_step) in enumerate(GLANCE):
+        ours, theirs = returns(setting, ours, our_step), returns(setting, theirs, their_step)
+        if ours and theirs:
+            yield place, label, ours, theirs
 
 
 def line(label: str, cells) -> str:
@@ -120,9 +136,7 @@ def differences_table(setting: str, pairs: list[tuple], step: int, seeds=SEEDS) 
     for label, *arms in pairs:
         ours, theirs = (returns(setting, arm, step, seeds) for arm in arms)
         if ours and theirs:
-            x, y = (np.array(list(each.values())) for each in (ours, theirs))
-            better = (x[:, None] > y).mean((0, 1)) + 0.5 * (x[:, None] == y).mean((0, 1))
-            table += line(label, map("{}, {:.2f}".format, difference(ours, theirs)[0], better))
+            table += line(label, comparison(ours, theirs))
     return table
 
 
@@ -135,11 +149,10 @@ def glance_table() -> str:
     table = "| P2PDRL minus PPO | | training | eps_te .2 | .6 | 1 |\n|---|---|---|---|---|---|\n"
     for setting, (words, _) in SETTINGS.items():
         link = f"[{words}](#{setting})"
-        for label, ours, theirs, our_step, their_step in GLANCE:
-            ours, theirs = returns(setting, ours, our_step), returns(setting, theirs, their_step)
-            if ours and theirs:
-                table += line(f"{link} | {label}", np.array(difference(ours, theirs)[0])[[0, 2, 4, 6]])
-                link = ""
+        for _, label, ours, theirs in glance(setting):
+            cells = (cell.rpartition(",")[0] for cell in comparison(ours, theirs)[::2])  # without probabilities
+            table += line(f"{link} | {label}", cells)
+            link = ""
     return table
 
 
@@ -197,14 +210,11 @@ def draw_glance():
     figure, axes = new_figure(columns=2)
     for axis, column, title in zip(axes, (0, 4), ("training domains", "held-out domains, eps_te = 0.6")):
         for group, setting in enumerate(SETTINGS):
-            for index, (_, ours, theirs, our_step, their_step) in enumerate(GLANCE):
-                ours, theirs = returns(setting, ours, our_step), returns(setting, theirs, their_step)
-                if ours and theirs:
-                    share = 100 * difference(ours, theirs)[1][:, column] / np.mean([*theirs.values()], 0)[column]
-                    alpha = 1 if abs(np.sign(share).sum()) == len(share) else 0.35
-                    place = 5 * group + index
-                    axis.barh(place, share.mean(), height=0.8, alpha=alpha, color=COLOURS[index])
-                    axis.plot(share, [place] * len(share), "o", color="black", markersize=3)
+            for place, _, ours, theirs in glance(setting):
+                share = 100 * differences(ours, theirs)[:, column] / np.mean([*theirs.values()], 0)[column]
+                alpha, y = 1 if decided(share) else 0.35, 5 * group + place
+                axis.barh(y, share.mean(), height=0.8, alpha=alpha, color=COLOURS[place])
+                axis.plot(share, [y] * len(share), "o", color="black", markersize=3)
         axis.axvline(0, color="black", linewidth=1)
         axis.set(title=title, xlabel="P2PDRL minus PPO, % of PPO's mean return")
         axis.set_yticks([5 * group + 1.5 for group in range(len(SETTINGS))], [words for words, _ in SETTINGS.values()])
@@ -213,7 +223,8 @@ def draw_glance():
         for index, (label, *_) in enumerate(GLANCE):
             axis.barh(0, 0, color=COLOURS[index], label=label)
     axes[1].set_yticklabels([])
-    save_figure(figure, "after four million steps (own steps: PPO after two); a dot for each seed; pale: undecided", HERE / "p2pdrl-glance.png")
+    title = "after four million steps (own steps: PPO after two); a dot for each seed; pale: undecided"
+    save_figure(figure, title, HERE / "p2pdrl-glance.png")
 
 
 if __name__ == "__main__":
