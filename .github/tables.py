@@ -24,7 +24,6 @@ for row in ROWS:
     options, seed = row["command"].split(" --seed ")
     RUNS.setdefault((frozenset(options.split(" --")), int(row["step"])), {})[int(seed)] = row
 SAME = "--total-steps 4000000 --eval-domains 100 --evaluations 2"  # options of all these runs
-SEEDS, MORE = range(3), range(4)  # what all methods have, and what some have on Walker2d-v4
 HALF, END = 1998848, 3997696  # steps of their two evaluations
 LEVELS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 COLUMNS = ["training_return", *(f"return_{eps:g}" for eps in LEVELS)]
@@ -83,11 +82,18 @@ GLANCE = [  # label, ours, theirs, step of ours, step of theirs
 ]
 
 
-def returns(setting: str, arm: str, step: int, seeds=SEEDS) -> dict[int, np.ndarray]:
+def returns(setting: str, arm: str, step: int) -> dict[int, np.ndarray]:
     """By seed: the return in training and at each level, (7,). Empty where there are no such runs."""
     options = f"python p2pdrl.py {SETTINGS[setting][1]} {SAME} {ARMS[arm]}".strip()
     rows = RUNS.get((frozenset(options.split(" --")), step), {})
-    return {seed: np.array([float(row[column]) for column in COLUMNS]) for seed, row in rows.items() if seed in seeds}
+    return {seed: np.array([float(row[column]) for column in COLUMNS]) for seed, row in sorted(rows.items())}
+
+
+def returns_of(setting: str, arms: list[str], step: int) -> dict[str, dict[int, np.ndarray]]:
+    """By arm: its returns, of the seeds that all arms with runs have, so that their means are of the same seeds."""
+    by_arm = {arm: each for arm in arms if (each := returns(setting, arm, step))}
+    shared = [seed for seed in range(5) if all(seed in each for each in by_arm.values())]
+    return {arm: {seed: each[seed] for seed in shared} for arm, each in by_arm.items()}
 
 
 def differences(ours: dict, theirs: dict) -> np.ndarray:
@@ -124,24 +130,24 @@ def line(label: str, cells) -> str:
 
 def means_table(setting: str, arms: list[str], step: int) -> str:
     table = HEAD
-    for arm in arms:
-        if values := list(returns(setting, arm, step).values()):
-            intervals = ("{:.0f} [{:.0f}, {:.0f}]".format(x.mean(), *bootstrap(x)) for x in np.array(values).T)
-            table += line(arm, intervals)
+    for arm, each in returns_of(setting, arms, step).items():
+        values = np.array([*each.values()])
+        table += line(arm, ("{:.0f} [{:.0f}, {:.0f}]".format(x.mean(), *bootstrap(x)) for x in values.T))
     return table
 
 
-def differences_table(setting: str, pairs: list[tuple], step: int, seeds=SEEDS) -> str:
+def differences_table(setting: str, pairs: list[tuple], step: int) -> str:
     table = HEAD
     for label, *arms in pairs:
-        ours, theirs = (returns(setting, arm, step, seeds) for arm in arms)
-        if ours and theirs:
-            table += line(label, comparison(ours, theirs))
+        by_arm = returns_of(setting, arms, step)
+        if len(by_arm) == 2:
+            table += line(label, comparison(*by_arm.values()))
     return table
 
 
 def seeds_table(setting: str, arms: list[str], step: int) -> str:
-    by_seed = [(f"{arm}, seed {seed}", x) for arm in arms for seed, x in sorted(returns(setting, arm, step).items())]
+    by_arm = returns_of(setting, arms, step).items()
+    by_seed = [(f"{arm}, seed {seed}", x) for arm, each in by_arm for seed, x in each.items()]
     return HEAD + "".join(line(label, map("{:.0f}".format, x)) for label, x in by_seed)
 
 
@@ -162,7 +168,6 @@ def tables() -> dict[str, list[str]]:
     for name, (setting, arms, pairs) in BLOCKS.items():
         both = [(means_table(setting, arms, step), differences_table(setting, pairs, step)) for step in (END, HALF)]
         found[name] = [*both[0], *both[1], seeds_table(setting, arms, END)]
-    found["walker2d"].append(differences_table("walker2d", OWN_PAIRS[:6], END, MORE))
     return found
 
 
@@ -196,7 +201,8 @@ def draw_levels(name: str):
     setting, arms, _ = BLOCKS[name]
     figure, axes = new_figure(columns=2)
     for axis, step, when in zip(axes, (HALF, END), ("two", "four")):
-        lines = {arm: [(LEVELS, x[1:]) for x in returns(setting, arm, step).values()] for arm in arms}
+        by_arm = returns_of(setting, arms, step).items()
+        lines = {arm: [(LEVELS, x[1:]) for x in each.values()] for arm, each in by_arm}
         plot_lines(axis, lines, "eps_te, randomisation level", "return in held-out domains", marker="o")
         axis.set(title=f"after {when} million steps", ylim=(0, None))
     axes[0].sharey(axes[1])
@@ -230,5 +236,5 @@ def draw_glance():
 if __name__ == "__main__":
     write_tables()
     draw_glance()
-    for name in ("hopper", "halfcheetah", "competitors", "competitors-halfcheetah"):
+    for name in ("walker2d", "hopper", "halfcheetah", "competitors", "competitors-halfcheetah"):
         draw_levels(name)
