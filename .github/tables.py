@@ -136,12 +136,12 @@ def means_table(setting: str, arms: list[str], step: int) -> str:
     return table
 
 
-def differences_table(setting: str, pairs: list[tuple], step: int) -> str:
+def differences_table(setting: str, arms: list[str], pairs: list[tuple], step: int) -> str:
     table = HEAD
-    for label, *arms in pairs:
-        by_arm = returns_of(setting, arms, step)
-        if len(by_arm) == 2:
-            table += line(label, comparison(*by_arm.values()))
+    for label, ours, theirs in pairs:
+        by_arm = returns_of(setting, [*arms, ours, theirs], step)
+        if ours in by_arm and theirs in by_arm:
+            table += line(label, comparison(by_arm[ours], by_arm[theirs]))
     return table
 
 
@@ -166,8 +166,10 @@ def tables() -> dict[str, list[str]]:
     """For each block of the README, by its name: its tables in their order. (A method without runs has no line.)"""
     found = {"glance": [glance_table()]}
     for name, (setting, arms, pairs) in BLOCKS.items():
-        both = [(means_table(setting, arms, step), differences_table(setting, pairs, step)) for step in (END, HALF)]
-        found[name] = [*both[0], *both[1], seeds_table(setting, arms, END)]
+        found[name] = []
+        for step in (END, HALF):
+            found[name] += [means_table(setting, arms, step), differences_table(setting, arms, pairs, step)]
+        found[name].append(seeds_table(setting, arms, END))
     return found
 
 
