@@ -4,7 +4,8 @@
     python tests/planted_bugs.py 4            # writes the scripts with bug number 4 into a new folder, bugs/4
     python tests/planted_bugs.py --reveal 4   # shows the place, and what there is to learn from it
 
-A symptom is what you can observe in two minutes on two cores; numbers in it are of one machine, others are near them.
+A symptom is what you can observe in two minutes on two cores; numbers in it are of one machine; on another
+they differ, often by as much as with another seed.
 """
 
 import argparse
@@ -43,7 +44,7 @@ BUGS = [
         state depend on the time that is left, which no observation shows.""",
     ),
     Bug(
-        """The peers do not learn: after 200 000 steps both returns are still 14 to 19 (without the bug 800 to 1050).
+        """The peers do not learn: after 200 000 steps both returns are still 14 to 19 (without the bug 710 and 810).
         The surrogate is 0 in every row of log.csv, and hardly any ratio is clipped. The critics do learn:
         explained_variance rises to 0.5.""",
         "python p2pdrl.py --env Hopper-v4 --total-steps 2e5",
@@ -127,9 +128,9 @@ BUGS = [
         "A change that builds on the last one compounds from reset to reset. Start from a copy of the nominal model.",
     ),
     Bug(
-        """The learner whose `value` is higher should find its peer better in few states. Compare `value` and
-        `peer_better` of both agents in the last rows of log.csv: here the one with the higher value finds its peer
-        better in nearly all states (without the bug in 0.1 to 0.6 of them, and the other one in 0.85 to 1).""",
+        """The learner whose `value` is higher should not find its peer better in nearly all states. Compare `value`
+        and `peer_better` of both agents in log.csv: here it does so from step 40000 to 56000, and the other one, whose
+        value is lower, finds its peer better in none (without the bug the shares are 0.7 to 0.8, and 0.3 to 0.6).""",
         "python dpd.py --env HalfCheetah-v4 --total-steps 6e4 --evaluations 1",
         "dpd.py",
         "        better = unit * peer.state_value(obs) - learner.state_value(obs)\n",
@@ -140,7 +141,7 @@ BUGS = [
     ),
     Bug(
         """With --alpha 10 only some states count, as `effective` says, and with 0.1 all of them. So `distillation`, a
-        mean with these weights, should differ: without the bug agent 1 has 0.0022 and 0.014 in its first row of
+        mean with these weights, should differ: without the bug agent 1 has 0.0026 and 0.017 in its first row of
         log.csv. Here alpha changes `effective`, and hardly anything else in the first rows.""",
         """
         for alpha in 0.1 10; do
