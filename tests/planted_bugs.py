@@ -4,8 +4,8 @@
     python tests/planted_bugs.py 4            # writes the scripts with bug number 4 into a new folder, bugs/4
     python tests/planted_bugs.py --reveal 4   # shows the place, and what there is to learn from it
 
-A symptom is what you can observe in two minutes on two cores; numbers in it are of one machine; on another
-they differ, often by as much as with another seed.
+A symptom is what you can observe in two minutes on two cores. Its numbers are of one machine; another's differ, often
+by as much as another seed's.
 """
 
 import argparse
