@@ -7,8 +7,8 @@
     python baselines.py --algo ppo --env Hopper-v4 --figure curves     # learning curves of the finished runs
 
 Each algorithm is written to be read on its own: its arguments, networks, losses, update, loop. What is not the
-algorithm (the gradient step, rollouts, the replay buffer, evaluation, the run's folder, the command line, figures)
-stands behind them. A reader can take it on trust: each piece says in its first line what it does.
+algorithm (the gradient step, rollouts, the replay buffer, the command line, the run's folder, figures) stands behind
+them. A reader can take it on trust: each piece says in its first line what it does.
 
 PPO: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); equation numbers refer to it.
 
@@ -24,18 +24,13 @@ PPO: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); equation
 
 DDPG: Lillicrap et al., "Continuous control with deep reinforcement learning" (2016); equation numbers refer to it,
 hyperparameters to OpenAI's baselines: layers are normalised, and the exploration is noise on the actor's weights
-(Plappert et al., "Parameter space noise for exploration", 2018). Not from there: random steps at the beginning, and
-that noise is drawn for 100 steps at least, where theirs is drawn for each episode. Without normalised layers one seed
-in four never learned to run, whichever noise it had: the L2 regularisation shrank the critic's hidden weights for
-good. With them all that were tried did. (Noise on weights and on actions were compared without them only.)
+(Plappert et al., "Parameter space noise for exploration", 2018).
 
     actor, critic       | mu(s), Q(s, a)   | (N, act), (N,)
     target_actor, ...   | mu', Q'          |
     targets             | y                | (N,)
 
-SAC: Haarnoja et al., "Soft actor-critic algorithms and applications" (2018); equation numbers refer to it. Networks
-begin with Glorot's uniform weights and biases of 0. All gradients of an update are taken where the parameters are
-before it, so that they can be computed at the same time. (Elsewhere the actor's goes through the new critic.)
+SAC: Haarnoja et al., "Soft actor-critic algorithms and applications" (2018); equation numbers refer to it.
 
     L^Q     = E[1/2 (Q_i(s, a) - y)^2],  y = r + gamma (min_j Q'_j(s', a') - alpha log pi(a'|s'))      Eq. (5), (6)
     L^pi    = E[alpha log pi(a|s) - min_j Q_j(s, a)]                                                       Eq. (9)
@@ -55,18 +50,17 @@ You should know
   the policy that collected the data is the policy in the ratio's denominator. SAC has none.
 * PPO divides rewards by the running standard deviation of the discounted return, and never shifts them: shifting
   would change which behaviour is best wherever episodes can end early. DDPG and SAC take them as they are.
-* Initial weights come from torch's generator, all other random numbers from numpy generators keyed by seed, agent and
-  iteration (or episode). So a run needs no hidden state to be resumed bit by bit, and the number of threads cannot
-  change it.
+* Initial weights come from torch's generator, all other random numbers from numpy generators keyed by seed, agent,
+  iteration (or episode) and use. So a run needs no hidden state to be resumed bit by bit, and the number of threads
+  cannot change it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import csv
 import dataclasses
+import functools
 import inspect
 import json
 import math
@@ -77,18 +71,19 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
-import gymnasium as gym
-import mujoco
 import numpy as np
 import torch
 from torch import nn
 from torch.optim.adam import adam
 
-from randomised_envs import Domain, Parser, RandomisedEnv, make_env, sample_domain
+from randomised_envs import (
+    HELD_OUT, Domain, Parser, RandomisedEnv, agent_name, bootstrap, episode_return, evaluate, held_out_domains,
+    make_env, print_table, save_gif,
+)  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -106,13 +101,22 @@ class RunArgs:
     # run
     seed: int = 0  # of everything random
     seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
-    jobs: int = 2  # how many of these at a time
-    threads: int = 0  # threads that work at the same time; 0: one for each core
+    jobs: int = 2  # seeds to run in parallel
+    threads: int = 0  # threads of one run; 0: one for each core
     device: str = "cpu"  # of the networks: cpu or cuda
     compile: bool = True  # compile the gradient steps where a C++ compiler is found
     checkpoint_every: int = 10  # iterations (rows of the log) between checkpoints
     runs: str = "runs"  # folder of all runs
     overwrite: bool = False  # start anew instead of resuming
+
+    # instead of training
+    figure: str = ""  # draw this figure from the finished runs with these arguments
+    watch: str = ""  # a run's folder: show its policies in a window
+    gif: tuple[str, ...] = ()  # runs' folders: a moving picture, a row for each, held-out domains of the last eps_te
+
+    def left_open(self) -> dict:
+        """The values of options whose default is None: they depend on other options."""
+        return {}
 
 
 @dataclasses.dataclass
@@ -124,9 +128,6 @@ class SharedArgs(RunArgs):
     total_steps: int = 1_000_000  # environment steps
     gamma: float = 0.99  # discount factor
     evaluations: int = 4  # evenly spaced over training, the last one at its end
-
-    # instead of training
-    figure: Literal["", "curves"] = ""  # draw the learning curves of the finished runs with these arguments
 
 
 # =========================================================================================================
@@ -152,18 +153,14 @@ class PPOArgs(SharedArgs):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
-    """A layer with orthogonal weights and zero bias."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def tanh_network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
-    """Two hidden layers of 64 tanh; gain: of the last layer's weights."""
-    first, second = linear(inputs, 64, math.sqrt(2)), linear(64, 64, math.sqrt(2))
-    return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), linear(64, outputs, gain))
+def tanh_network(inputs: int, outputs: int, gain: float, hidden: int = 2) -> nn.Sequential:
+    """Hidden layers of 64 tanh, with orthogonal weights and zero biases; gain: of the last layer's weights."""
+    sizes, gains, layers = [inputs, *hidden * [64], outputs], [*hidden * [math.sqrt(2)], gain], []
+    for size, next_size, scale in zip(sizes, sizes[1:], gains):
+        layers += [nn.Linear(size, next_size), nn.Tanh()]
+        nn.init.orthogonal_(layers[-2].weight, scale)
+        nn.init.zeros_(layers[-2].bias)
+    return nn.Sequential(*layers[:-1])
 
 
 class GaussianActor(nn.Module):
@@ -228,26 +225,15 @@ def value_loss(values, targets):                                                
     return ((values - targets) ** 2).mean()
 
 
-def normalise_advantages(advantages):
-    """Mean 0 and standard deviation 1 over the minibatch (N,)."""
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-
-
-# surrogate: Eq. (7), negated. value_loss: in units of scaled reward, squared. log_std: of the actions, mean over their
-# dimensions. approx_kl: KL(old || new) of this iteration's steps, estimated from the sampled actions. clip_fraction:
-# part of the steps whose ratio is clipped.
-PPO_METRICS = "surrogate", "value_loss", "log_std", "approx_kl", "clip_fraction"
-
-
 def ppo_losses(actor, critic, batch, args):
-    """Losses of actor and critic on a minibatch, and the metrics PPO_METRICS."""
+    """Losses of actor and critic on a minibatch, and PPOAgent.METRICS."""
     log_ratio = gaussian_log_prob(*actor(batch.obs), batch.actions) - batch.log_probs
     actor_loss = ppo_loss(log_ratio, normalise_advantages(batch.advantages), args.clip)
     critic_loss = value_loss(critic(batch.obs), batch.targets)
     approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()
     clip_fraction = ((log_ratio.exp() - 1).abs() > args.clip).float().mean()
     metrics = torch.stack([actor_loss, critic_loss, actor.log_std.mean(), approx_kl, clip_fraction])
-    return (actor_loss, critic_loss), metrics.detach().unbind()
+    return (actor_loss, critic_loss), metrics
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -258,12 +244,16 @@ def ppo_losses(actor, critic, batch, args):
 class PPOAgent(nn.Module):
     """Actor, critic, their optimiser, and the running scale of this agent's rewards."""
 
+    # Eq. (7), negated; Eq. (9), in units of scaled reward, squared; of the actions, mean over their dimensions;
+    # KL(old || new) of this iteration's steps, estimated from the sampled actions; share of steps that are clipped
+    METRICS = "surrogate", "value_loss", "log_std", "approx_kl", "clip_fraction"
+
     def __init__(self, actor: nn.Module, critic: nn.Module, args):
         super().__init__()
         self.actor, self.critic, self.reward_scale = actor, critic, RunningNorm(())
         self.optimiser = Optimiser([actor, critic], args.learning_rate, args, 1e-5, args.max_grad_norm)
 
-    def update(self, minibatch, args):
+    def update(self, minibatch: Batch, args):
         """One step of both networks; the metrics."""
         return self.optimiser.minimise(ppo_losses, self.actor, self.critic, minibatch, args)
 
@@ -273,11 +263,10 @@ def compute_advantages(agent, rollouts, args):                                  
     """Advantages and value targets by the agent's present critic, two tensors (N,), of its rollouts in their order."""
     scale, discounts, estimates = agent.reward_scale.std().item(), (args.gamma, args.gae_lambda), []
     for data in rollouts:
-        ends = data.ends.nonzero()[0]  # elsewhere the next observation is the following row, and is not valued twice
-        both = [torch.as_tensor(obs, device=args.device) for obs in (data.obs, data.next_obs[ends])]
+        both = [torch.as_tensor(obs, device=args.device) for obs in (data.obs, data.next_obs[data.ends])]
         values, last_values = (agent.critic(obs).double().cpu().numpy() for obs in both)
-        next_values = np.roll(values, -1)
-        next_values[ends] = last_values
+        next_values = np.roll(values, -1)  # the next observation is the next row's, which has been valued already,
+        next_values[data.ends] = last_values  # except where an episode ends
         advantages = gae(data.rewards / scale, values, next_values, data.terminated, data.ends, *discounts)
         estimates.append((advantages, advantages + values))
     return [torch.as_tensor(np.concatenate(each), dtype=torch.float32, device=args.device) for each in zip(*estimates)]
@@ -294,30 +283,33 @@ def make_batch(agent, rollouts, args) -> Batch:
     return Batch(obs, actions, log_probs, *compute_advantages(agent, rollouts, args))
 
 
+def normalise_advantages(advantages):
+    """Mean 0 and standard deviation 1 over the minibatch (N,)."""
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
 def shuffle(batch: Batch, minibatches: int, rng: np.random.Generator) -> list[Batch]:
     """The batch in random order, cut into equal minibatches."""
     order = torch.as_tensor(rng.permutation(len(batch.obs)), device=batch.obs.device)
-    size = len(batch.obs) // minibatches
-    return [Batch(*columns) for columns in zip(*(column[order].split(size) for column in batch))]
+    return [Batch(*columns) for columns in zip(*(column[order].chunk(minibatches) for column in batch))]
 
 
 def ppo(args):
     """Proximal policy optimisation: act, estimate advantages, take small steps on the clipped surrogate, repeat."""
-    envs = make_envs(args, args.threads)
-    obs_size, action_size = envs[0].observation_space.shape[0], envs[0].action_space.shape[0]
+    run = Run(args, "baselines")
+    args, (env,) = run.args, run.envs
+    obs_size, action_size = env.observation_space.shape[0], env.action_space.shape[0]
     agent = PPOAgent(GaussianActor(obs_size, action_size, args.initial_std), ValueCritic(obs_size), args)
     steps = steps_per_agent(args, 1)
 
-    run = Run(args, "baselines")
-    for iteration in run.iterations({"agent0": agent}, steps, warm_up=steps):
-        rng = np.random.default_rng([args.seed, 0, iteration])
-        domain = sample_domain(args.eps_tr, rng, envs[0].position_draws)
+    for iteration in run.iterations({"agent0": agent}, steps):
+        rng = generator(args.seed, 0, iteration)
+        domain = env.sample_domain(args.eps_tr, rng)
         std = agent.actor.log_std.exp().detach().cpu().numpy()
-        data = rollout(envs[0], numpy_policy(agent.actor), std, domain, steps, rng)
+        data = rollout(env, numpy_policy(agent.actor), std, domain, steps, rng)
         batch = make_batch(agent, [data], args)
-        explained = batch.explained_variance()
 
-        metrics = torch.zeros(len(PPO_METRICS), device=args.device)
+        metrics = torch.zeros(len(agent.METRICS), device=args.device)
         epochs = args.epochs if iteration > 0 else 0  # the first one only gathers the normaliser's statistics
         for _ in range(epochs):
             for minibatch in shuffle(batch, args.minibatches, rng):
@@ -325,12 +317,11 @@ def ppo(args):
         for network in (agent.actor, agent.critic):  # only now: the data was used with the old statistics
             network.norm.update(data.obs)
 
-        # Metrics are means over minibatches, in the first iteration 0.
         row = {"return": data.returns.mean(), "episodes": len(data.returns)}
-        row |= zip(PPO_METRICS, (metrics / (args.epochs * args.minibatches)).tolist())
-        run.log(0, agent, row | {"explained_variance": explained})
+        row["explained_variance"] = batch.explained_variance()
+        run.log(0, agent, row, metrics / (args.epochs * args.minibatches))  # means; 0 in the first iteration
         if run.evaluation_due:
-            run.evaluate(envs, {0: numpy_policy(agent.actor)})
+            run.evaluate({0: numpy_policy(agent.actor)}, [agent.actor])
 
 
 # =========================================================================================================
@@ -344,13 +335,12 @@ class DDPGArgs(SharedArgs):
     actor_learning_rate: float = 1e-4  # Adam's
     critic_learning_rate: float = 1e-3  # Adam's
     critic_decay: float = 1e-2  # L2 regularisation of the critic's hidden weights
-    tau: float = 0.01  # part of the way to the networks that targets go at each update
+    tau: float = 0.01  # target update rate
     batch_size: int = 64  # transitions for an update
     buffer_size: int = 1_000_000  # transitions that are remembered
     updates: int = 50  # for every 100 steps
     warm_up: int = 10_000  # steps with random actions at the beginning
-    exploration: Literal["parameter", "action"] = "parameter"  # noise on the actor's weights, or on its actions
-    noise: float = 0.2  # by how much either changes the actions, root mean square, in parts of their scale
+    noise: float = 0.2  # RMS change of the action by noise on the actor's weights, as a fraction of its range
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -359,7 +349,11 @@ class DDPGArgs(SharedArgs):
 
 
 def relu_network(inputs: int, outputs: int) -> nn.Sequential:
-    """Three hidden layers of 64 ReLU, each normalised. The last weights are small: the first outputs are near zero."""
+    """Three hidden layers of 64 ReLU, each normalised. The last weights are small: the first outputs are near zero.
+
+    Ours: layer normalisation, as in OpenAI's baselines. Without it one seed in four never learned to run, whichever
+    noise it had: the L2 regularisation shrank the critic's hidden weights for good. With it all that were tried did.
+    """
     sizes = (inputs, 64), (64, 64), (64, 64)
     layers = [layer for size in sizes for layer in (nn.Linear(*size), nn.LayerNorm(64), nn.ReLU())]
     net = nn.Sequential(*layers, nn.Linear(64, outputs))
@@ -418,15 +412,12 @@ def ddpg_actor_loss(actor, critic, batch):                                      
     return -critic(batch.obs, actor(batch.obs)).mean()
 
 
-DDPG_METRICS = "critic_loss", "value"  # value: Q(s, mu(s))
-
-
 def ddpg_losses(actor, critic, target_actor, target_critic, batch, args):
-    """Losses of actor and critic on a minibatch, and the metrics DDPG_METRICS."""
+    """Losses of actor and critic on a minibatch, and DDPGAgent.METRICS."""
     targets = ddpg_targets(target_actor, target_critic, batch, args.gamma)
     critic_loss = ddpg_critic_loss(critic, batch, targets, args.critic_decay)
     actor_loss = ddpg_actor_loss(actor, critic, batch)
-    return (actor_loss, critic_loss), (critic_loss, -actor_loss)
+    return (actor_loss, critic_loss), torch.stack([critic_loss, -actor_loss])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -435,70 +426,48 @@ def ddpg_losses(actor, critic, target_actor, target_critic, batch, args):
 
 
 class DDPGAgent(nn.Module):
-    """Actor, critic, their slowly following targets, one normaliser for all four, and their optimiser."""
+    """Actor, critic, their target networks, one normaliser for all four, their optimiser, and the way to explore."""
+
+    METRICS = "critic_loss", "value"  # Eq. (4); Q(s, mu(s))
 
     def __init__(self, actor: nn.Module, critic: nn.Module, args):
         super().__init__()
-        critic.norm = actor.norm
         self.actor, self.critic = actor, critic
-        self.target_actor, self.target_critic = copy.deepcopy((actor, critic))
-        self.target_actor.norm = self.target_critic.norm = actor.norm
-        self.optimiser = Optimiser(
-            [actor, critic], [args.actor_learning_rate, args.critic_learning_rate], args,
-            targets=[self.target_actor, self.target_critic], tau=args.tau,
-        )
+        self.target_actor, self.target_critic, self.noisy_actor = map(copy.deepcopy, (actor, critic, actor))
+        for network in (critic, self.target_actor, self.target_critic, self.noisy_actor):
+            network.norm = actor.norm
+        self.register_buffer("sigma", torch.tensor(args.noise, dtype=torch.float64))  # of the noise on weights
+        rates, targets = [args.actor_learning_rate, args.critic_learning_rate], [self.target_actor, self.target_critic]
+        self.optimiser = Optimiser([actor, critic], rates, args, targets=targets, tau=args.tau)
+        self.to(args.device)
 
-    def update(self, batch, args):
+    def update(self, minibatch: Transitions, args):
         """One step of both networks, and of their targets after them; the metrics."""
         networks = self.actor, self.critic, self.target_actor, self.target_critic
-        return self.optimiser.minimise(ddpg_losses, *networks, batch, args)
-
-
-class Exploration:
-    """What a DDPG agent does in training: random actions at first, then its policy with noise.
-
-    Noise on the weights (Plappert et al. 2018) adapts its own size and is drawn anew when an episode has ended, or
-    rather at the next hundred steps. An actor that is perturbed as a whole tries another gait, where noise on each
-    action by itself only trembles.
-    """
-
-    def __init__(self, actor: nn.Module, args, agent: int):
-        self.actor, self.args, self.agent = actor, args, agent
-        self.perturbed = copy.deepcopy(actor)
-        self.perturbed.norm = actor.norm
-        self.sigma = args.noise  # standard deviation of the noise on the weights
-
-    def policy_and_noise(self, step: int, stream: Stream, rng: np.random.Generator):
-        """For the next CYCLE steps a policy obs (obs,) -> action (act,), and noise (CYCLE, act) to be added."""
-        args, scale = self.args, self.actor.action_scale.cpu().numpy()
-        if step < args.warm_up:
-            return lambda obs: 0, rng.uniform(-scale, scale, (CYCLE, len(scale))).astype(np.float32)
-        if args.exploration == "action":
-            return numpy_policy(self.actor), args.noise * scale * rng.standard_normal((CYCLE, len(scale)), np.float32)
-        obs = stream.buffer.latest(args.batch_size)[:, : stream.buffer.widths[0]]
-        return self.perturbed_policy(stream.episode, obs), np.zeros((CYCLE, len(scale)), np.float32)
+        gradients, metrics = self.optimiser.gradients(ddpg_losses, *networks, minibatch, args)
+        self.optimiser.step(gradients)  # in a graph of its own: one for both rounds unlike the runs of results.csv
+        return metrics
 
     @torch.no_grad()
-    def perturbed_policy(self, episode: int, obs: np.ndarray):
-        """The actor with this episode's noise on the weights of its linear layers, as it is now, in numpy.
+    def exploring_policy(self, step: int, stream: Stream, rng: np.random.Generator, args):
+        """How to act from this step of training on: a function obs (obs,) -> action (act,), in numpy.
 
-        Brings sigma nearer to where actions in obs (N, obs) change by as much as they should.
+        At first at random (Ours: the paper begins with the policy). Then with noise on the weights of the linear layers
+        (Plappert et al. 2018), drawn anew when an episode has ended: an actor that is perturbed as a whole tries
+        another gait, where noise on each action by itself only trembles. Brings sigma nearer to where the actions of
+        the latest transitions change by as much as they should.
         """
-        rng = np.random.default_rng([self.args.seed, self.agent, episode, 3])
-        for layer, noisy_layer in zip(self.actor.net, self.perturbed.net):
+        scale = self.actor.action_scale.cpu().numpy()
+        if step < args.warm_up:
+            return lambda obs: rng.uniform(-scale, scale).astype(np.float32)
+        rng, obs = generator(*stream.key, stream.episode, "weights"), stream.buffer.latest(args.batch_size).obs
+        for layer, noisy_layer in zip(self.actor.net, self.noisy_actor.net):
             for weight, noisy in zip(layer.parameters(), noisy_layer.parameters()):
                 draw = torch.as_tensor(rng.standard_normal(weight.shape, dtype=np.float32), device=weight.device)
-                noisy.copy_(weight + self.sigma * draw * isinstance(layer, nn.Linear))
-        obs = torch.as_tensor(obs, device=self.actor.action_scale.device)
-        change = (self.perturbed(obs) - self.actor(obs)) / self.actor.action_scale
-        self.sigma *= 1.01 if change.square().mean().sqrt().item() < self.args.noise else 1 / 1.01
-        return numpy_policy(self.perturbed)
-
-    def state_dict(self):
-        return {"sigma": self.sigma}
-
-    def load_state_dict(self, state):
-        self.sigma = state["sigma"]
+                noisy.copy_(weight + self.sigma.item() * draw * isinstance(layer, nn.Linear))
+        change = (self.noisy_actor(obs) - self.actor(obs)) / self.actor.action_scale
+        self.sigma *= 1.01 if change.square().mean().sqrt() < args.noise else 1 / 1.01
+        return numpy_policy(self.noisy_actor)
 
 
 CYCLE, CYCLES = 100, 20  # DDPG acts for 100 steps, then learns; a row of the log for every 20 times
@@ -506,32 +475,27 @@ CYCLE, CYCLES = 100, 20  # DDPG acts for 100 steps, then learns; a row of the lo
 
 def ddpg(args):
     """Deep deterministic policy gradient: act with noise, remember, climb the critic's slope, repeat."""
-    envs = make_envs(args, args.threads + 1)
-    obs_size, action_scale = envs[0].observation_space.shape[0], symmetric_action_scale(envs[0])
-    agent = DDPGAgent(DeterministicActor(obs_size, action_scale), ActionCritic(obs_size, len(action_scale)), args)
-    buffer = ReplayBuffer(obs_size, len(action_scale), min(args.buffer_size, args.total_steps))
-    stream, exploration = Stream(envs[-1], args.seed, 0, buffer), Exploration(agent.actor, args, 0)
+    run = Run(dataclasses.replace(args, algo="ddpg"), "baselines")
+    args, stream = run.args, Stream(run.envs[0], run.args, 0)
+    obs_size, scale = len(stream.obs), stream.action_scale
+    agent = DDPGAgent(DeterministicActor(obs_size, scale), ActionCritic(obs_size, len(scale)), args)
 
-    run = Run(args, "baselines")
-    parts = {"agent0": agent, "buffer": buffer, "stream": stream, "exploration": exploration}
-    for iteration in run.iterations(parts, CYCLE * CYCLES, args.warm_up):
-        metrics, updates, returns = torch.zeros(len(DDPG_METRICS), device=args.device), 0, []
+    for iteration in run.iterations({"agent0": agent, "stream": stream}, CYCLE * CYCLES):
+        metrics, updates, returns = torch.zeros(len(agent.METRICS), device=args.device), 0, []
         for cycle in range(CYCLES * iteration, CYCLES * (iteration + 1)):
-            rng = np.random.default_rng([args.seed, 0, cycle])
-            rows, finished = stream.collect(*exploration.policy_and_noise(cycle * CYCLE, stream, rng))
-            returns += finished
-            agent.actor.norm.update(rows[:, :obs_size])
+            rng = generator(args.seed, 0, cycle)
+            returns += stream.collect(agent.exploring_policy(cycle * CYCLE, stream, rng, args), CYCLE)
+            agent.actor.norm.update(stream.buffer.latest(CYCLE).obs)
             if cycle * CYCLE < args.warm_up:
                 continue  # to learn much from random actions alone makes the critic expect too much of others
-            minibatches = torch.as_tensor(buffer.sample((args.updates, args.batch_size), rng), device=args.device)
-            for minibatch in minibatches.unbind():
-                metrics += agent.update(buffer.split(minibatch), args)
+            for minibatch in stream.buffer.sample(args.updates, args.batch_size, rng):
+                metrics += agent.update(minibatch, args)
             updates += args.updates
         # The return is that of the finished episodes; if there is none, of the last one. Metrics are means of updates.
         row = {"return": np.mean(returns or [stream.last_return]), "episodes": len(returns)}
-        run.log(0, agent, row | dict(zip(DDPG_METRICS, (metrics / max(updates, 1)).tolist())))
+        run.log(0, agent, row, metrics / max(updates, 1))
         if run.evaluation_due:
-            run.evaluate(envs[:-1], {0: numpy_policy(agent.actor)})
+            run.evaluate({0: numpy_policy(agent.actor)}, [agent.actor])
 
 
 # =========================================================================================================
@@ -543,7 +507,7 @@ def ddpg(args):
 class SACArgs(SharedArgs):
     # SAC
     learning_rate: float = 3e-4  # Adam's
-    tau: float = 0.005  # part of the way to the critics that targets go at each update
+    tau: float = 0.005  # target update rate
     batch_size: int = 256  # transitions for an update
     buffer_size: int = 1_000_000  # transitions that are remembered
     warm_up: int = 10_000  # steps with random actions at the beginning
@@ -601,9 +565,7 @@ def squashed_policy(actor: nn.Module):
 
     def policy(obs, noise=0):
         mean, log_std = np.split(network(obs.astype(np.float32)), 2)
-        if np.any(noise):
-            mean = mean + np.exp(np.clip(log_std, -20, 2)) * noise
-        return scale * np.tanh(mean)
+        return scale * np.tanh(mean + np.exp(np.clip(log_std, -20, 2)) * noise)
 
     return policy
 
@@ -653,24 +615,20 @@ def temperature_loss(log_alpha, log_probs, target_entropy):                     
     return -(log_alpha.exp() * (log_probs.detach() + target_entropy)).mean()
 
 
-SAC_METRICS = "critic_loss", "actor_loss", "entropy", "alpha"  # entropy: of the squashed policy, in nats
-
-
-def sac_critic_losses(agent, batch, noise, args):
-    """The loss of the twin critic, and the first of SAC_METRICS. noise: (N, act) standard normal."""
+def sac_critic_half(agent, batch, noise, args):
+    """The loss of the twin critic. noise: (N, act) standard normal."""
     alpha = agent.temperature.log_alpha.detach().exp()
     targets = sac_targets(agent.actor, agent.target_critic, alpha, batch, noise, args.gamma)
-    loss = sac_critic_loss(agent.critic, batch, targets)
-    return (loss,), (loss,)
+    return sac_critic_loss(agent.critic, batch, targets)
 
 
-def sac_actor_losses(agent, obs, noise):
-    """Losses of actor and temperature, and the other SAC_METRICS. noise: (N, act) standard normal."""
+def sac_actor_half(agent, obs, noise):
+    """Losses of actor and temperature, and SACAgent.METRICS but for the first. noise: (N, act) standard normal."""
     log_alpha = agent.temperature.log_alpha
     alpha = log_alpha.detach().exp()
     loss, log_probs = sac_actor_loss(agent.actor, agent.critic, alpha, obs, noise)
     losses = loss, temperature_loss(log_alpha, log_probs, -float(noise.shape[1]))
-    return losses, (loss, -log_probs.mean(), alpha[0])
+    return losses, torch.stack([loss, -log_probs.mean(), alpha[0]])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -679,7 +637,9 @@ def sac_actor_losses(agent, obs, noise):
 
 
 class SACAgent(nn.Module):
-    """Actor, twin critic, its slowly following target, the temperature, and an optimiser for each half of an update."""
+    """Actor, twin critic, its target network, the temperature, and an optimiser for each half of an update."""
+
+    METRICS = "critic_loss", "actor_loss", "entropy", "alpha"  # entropy: of the squashed policy, in nats
 
     def __init__(self, actor: nn.Module, critic: nn.Module, args):
         super().__init__()
@@ -687,32 +647,31 @@ class SACAgent(nn.Module):
         self.temperature = nn.ParameterDict({"log_alpha": torch.zeros(1)})
         targets = {"targets": [self.target_critic], "tau": args.tau}
         self.critic_optimiser = Optimiser([critic], args.learning_rate, args, **targets)
-        self.actor_optimiser = Optimiser([actor, self.temperature], [args.learning_rate] * 2, args)
+        self.actor_optimiser = Optimiser([actor, self.temperature], args.learning_rate, args)
 
-    def update(self, batch, noise, args, pool):
+    def update(self, minibatch: Transitions, noise: torch.Tensor, args, pool: ThreadPoolExecutor):
         """One step of everything that learns, and of the target critic after it; the metrics.
 
-        noise: (2, N, act) standard normal. Both halves are computed from the parameters as they are before the update.
-        So a thread of the pool can take one of them: faster than two threads that share each matrix product, and
-        bit-identical.
+        noise: (2, N, act) standard normal. Ours: all gradients are taken where the parameters are before the update
+        (elsewhere the actor's goes through the new critic). So a thread of the pool can take one half of them: faster
+        than two threads that share each matrix product, and bit-identical.
         """
-        critic_half = partial(self.critic_optimiser.compute, sac_critic_losses, self, batch, noise[0], args)
-        actor_half = partial(self.actor_optimiser.compute, sac_actor_losses, self, batch.obs, noise[1])
-        if args.threads > 1 and args.device == "cpu":
-            future = pool.submit(actor_half)  # the shorter one, as it begins later
-            (new_critic, critic_metrics), (new_actor, actor_metrics) = critic_half(), future.result()
-        else:
-            (new_critic, critic_metrics), (new_actor, actor_metrics) = critic_half(), actor_half()
-        self.critic_optimiser.assign(new_critic)
-        self.actor_optimiser.assign(new_actor)
-        return torch.cat([critic_metrics, actor_metrics])
+        two_threads = args.threads > 1 and args.device == "cpu"
+        actor_half = sac_actor_half, self, minibatch.obs, noise[1]
+        waiting = pool.submit(self.actor_optimiser.gradients, *actor_half) if two_threads else None
+        critic_gradients, critic_loss = self.critic_optimiser.gradients(
+            sac_critic_half, self, minibatch, noise[0], args)
+        actor_gradients, metrics = waiting.result() if waiting else self.actor_optimiser.gradients(*actor_half)
+        self.critic_optimiser.step(critic_gradients)
+        self.actor_optimiser.step(actor_gradients)
+        return torch.cat([critic_loss[None], metrics])
 
 
 def sac_batch(buffer: ReplayBuffer, args, rng: np.random.Generator) -> tuple[Transitions, torch.Tensor]:
     """A minibatch and the noise that an update needs."""
-    rows = torch.as_tensor(buffer.sample((args.batch_size,), rng), device=args.device)
-    noise = rng.standard_normal((2, args.batch_size, buffer.widths[1]), dtype=np.float32)
-    return buffer.split(rows), torch.as_tensor(noise, device=args.device)
+    (minibatch,) = buffer.sample(1, args.batch_size, rng)
+    noise = rng.standard_normal((2, *minibatch.actions.shape), dtype=np.float32)
+    return minibatch, torch.as_tensor(noise, device=args.device)
 
 
 ROW = 1000  # steps of SAC for each row of the log
@@ -720,37 +679,42 @@ ROW = 1000  # steps of SAC for each row of the log
 
 def sac(args):
     """Soft actor-critic: a step in the environment, a step of learning, repeat."""
-    envs = make_envs(args, args.threads + 1)
-    obs_size, action_scale = envs[0].observation_space.shape[0], symmetric_action_scale(envs[0])
-    agent = SACAgent(SquashedActor(obs_size, action_scale), TwinCritic(obs_size, len(action_scale)), args)
-    buffer = ReplayBuffer(obs_size, len(action_scale), min(args.buffer_size, args.total_steps))
-    stream, pool = Stream(envs[-1], args.seed, 0, buffer), thread_pool(1)
+    run = Run(dataclasses.replace(args, algo="sac"), "baselines")
+    args, stream = run.args, Stream(run.envs[0], run.args, 0)
+    obs_size, scale = len(stream.obs), stream.action_scale
+    agent = SACAgent(SquashedActor(obs_size, scale), TwinCritic(obs_size, len(scale)), args)
 
-    run = Run(args, "baselines")
-    for iteration in run.iterations({"agent0": agent, "buffer": buffer, "stream": stream}, ROW, args.warm_up):
-        acting, rng = (np.random.default_rng([args.seed, 0, iteration, use]) for use in (1, 0))
-        metrics, updates, returns = torch.zeros(len(SAC_METRICS), device=args.device), 0, []
+    for iteration in run.iterations({"agent0": agent, "stream": stream}, ROW):
+        acting, rng = generator(args.seed, 0, iteration, "acting"), generator(args.seed, 0, iteration)
+        metrics, updates, returns = torch.zeros(len(agent.METRICS), device=args.device), 0, []
         for step in range(ROW * iteration, ROW * (iteration + 1)):
             if step < args.warm_up:
-                action = acting.uniform(-action_scale, action_scale).astype(np.float32)
+                action = acting.uniform(-scale, scale).astype(np.float32)
             else:
-                noise = acting.standard_normal(len(action_scale), dtype=np.float32)
+                noise = acting.standard_normal(len(scale), dtype=np.float32)
                 action = squashed_policy(agent.actor)(stream.obs, noise)
             finished = stream.step(action)
             if finished is not None:
                 returns.append(finished)
             if step >= args.warm_up:
-                metrics += agent.update(*sac_batch(buffer, args, rng), args, pool)
+                metrics += agent.update(*sac_batch(stream.buffer, args, rng), args, run.pool)
                 updates += 1
         row = {"return": np.mean(returns or [stream.last_return]), "episodes": len(returns)}
-        run.log(0, agent, row | dict(zip(SAC_METRICS, (metrics / max(updates, 1)).tolist())))
+        run.log(0, agent, row, metrics / max(updates, 1))
         if run.evaluation_due:
-            run.evaluate(envs[:-1], {0: squashed_policy(agent.actor)})
+            run.evaluate({0: squashed_policy(agent.actor)}, [agent.actor])
 
 
 # =========================================================================================================
-# Plumbing: the gradient step
+# Plumbing: random numbers, torch, the gradient step
 # =========================================================================================================
+
+USES = {"learning": 0, "acting": 1, "variance": 1, "episode": 2, "weights": 3, "phase": 3, "turn": 5, "teacher": 6}
+
+
+def generator(seed: int, agent: int, count: int, use: str = "learning") -> np.random.Generator:
+    """Random numbers of one agent for one use. count: of iterations, cycles, episodes or phases."""
+    return np.random.default_rng([seed, agent, count, USES[use]])
 
 
 class RunningNorm(nn.Module):
@@ -772,7 +736,7 @@ class RunningNorm(nn.Module):
     def std(self):
         return (self.var + 1e-8).sqrt()
 
-    def update(self, x: np.ndarray):
+    def update(self, x):
         """Take the rows of x (N, *shape) into the statistics (parallel variance, Chan et al. 1979)."""
         x = torch.as_tensor(x, dtype=torch.float64, device=self.mean.device)
         count, var, delta = len(x), x.var(0, correction=0), x.mean(0) - self.mean
@@ -783,25 +747,24 @@ class RunningNorm(nn.Module):
 
 
 def set_up_torch(args):
-    """Seed torch, check the device, and compute each matrix product in one thread: small ones gain nothing from more.
-
-    `args.compile` becomes False, with a line that says so, where nothing can compile.
-    """
+    """Seed torch and check the device. Where nothing can be compiled, say so, and set args.compile to False."""
     set_up_thread()
     torch.manual_seed(args.seed)
     try:
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
         fail(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}")
+    torch.compiler.set_stance("default" if args.compile else "force_eager")
     try:
-        torch.compile(torch.sin, disable=not args.compile)(torch.zeros(1, device=args.device))
+        torch.compile(torch.sin)(torch.zeros(1, device=args.device))
     except Exception as error:  # no compiler, no Python headers, no Triton: each raises a class of its own
         print(f"note: running without torch.compile, which failed here ({type(error).__name__}); about half the speed")
+        torch.compiler.set_stance("force_eager")
         args.compile = False
 
 
 def set_up_thread():
-    """What torch keeps for each thread: one core for a product, and the options of its compiler."""
+    """What torch keeps for each thread: one core for a product (small ones gain nothing from more), its compiler."""
     from torch import _dynamo, _inductor
 
     torch.set_num_threads(1)
@@ -811,102 +774,97 @@ def set_up_thread():
     _inductor.config.cpp_wrapper = not torch.cuda.is_available()  # a fifth less time for each call
 
 
-def thread_pool(number: int) -> ThreadPoolExecutor:
-    """Threads for work that goes on at the same time, each of which computes by itself."""
-    return ThreadPoolExecutor(number, initializer=set_up_thread)
-
-
-def one_vector(*networks: nn.Module) -> torch.Tensor:
-    """All parameters of the networks as one vector, of which each is a view (from now on, if it was not yet)."""
-    parameters = [parameter for network in networks for parameter in network.parameters()]
-    first, last, size = parameters[0].data, parameters[-1].data, sum(each.numel() for each in parameters)
-    if first.untyped_storage().data_ptr() == last.untyped_storage().data_ptr():  # they are one vector already
-        return first.as_strided((size,), (1,))
-    vector = nn.utils.parameters_to_vector(parameters).detach()
-    nn.utils.vector_to_parameters(vector, parameters)
-    return vector
-
-
-class Adam(nn.Module):
-    """Adam (Kingma and Ba 2015) on one vector, as a function that can stand inside a compiled graph.
-
-    The arithmetic is torch's. Its optimiser object works outside of a graph only, where its bookkeeping takes ten
-    times as long as its arithmetic does for networks of this size. (capturable: a graph on a GPU asks for it.)
-    """
-
-    def __init__(self, parameters: torch.Tensor, learning_rate: float, eps: float):
-        super().__init__()
-        self.learning_rate, self.eps = learning_rate, eps
-        self.register_buffer("mean", torch.zeros_like(parameters))
-        self.register_buffer("square", torch.zeros_like(parameters))
-        self.register_buffer("steps", torch.zeros((), device=parameters.device))
-
-    def forward(self, parameters, gradient):
-        """The parameters (n,) after one step against the gradient (n,); only the running means change."""
-        new = parameters.clone()
-        adam(
-            [new], [gradient], [self.mean], [self.square], [], [self.steps], amsgrad=False, beta1=0.9, beta2=0.999,
-            lr=self.learning_rate, weight_decay=0, eps=self.eps, maximize=False, foreach=False, capturable=new.is_cuda,
-        )
-        return new
-
-
-COMPILING = threading.Lock()  # one at a time: of two threads that compile together one may find nothing compiled
-
-
 class Optimiser(nn.Module):
-    """Gradient steps on some networks, each of which has a loss of its own.
+    """Adam (Kingma and Ba 2015) on some networks, each of which has a loss of its own.
 
-    One step is one compiled graph: losses, the gradient of each loss by its own network, its norm scaled down to
-    max_grad_norm, Adam, and then the step of the target networks (if any) by tau towards the networks they belong to.
-    learning_rate: of all networks, which then share one vector, or a list with that of each. Moves them to args.device.
+    learning_rate: of all networks, or a list with that of each. max_grad_norm: the gradient of each network is scaled
+    down to this norm. targets: networks that after each step move by tau towards those in the same places of
+    `networks`. All of them move to args.device.
     """
+
+    LOCK, announced = threading.Lock(), False  # of two threads that compile together one may find nothing compiled
 
     def __init__(self, networks, learning_rate, args, eps=1e-8, max_grad_norm=math.inf, targets=(), tau=0.0):
         super().__init__()
-        rates = learning_rate if isinstance(learning_rate, list) else [learning_rate]
-        self.groups = [[each] for each in networks] if len(rates) > 1 else [networks]  # a vector and an Adam for each
-        self.vectors = [one_vector(*(network.to(args.device) for network in group)) for group in self.groups]
-        self.target_vectors = [one_vector(target.to(args.device)) for target in targets]
-        self.adams = nn.ModuleList(Adam(vector, rate, eps) for vector, rate in zip(self.vectors, rates))
-        self.max_grad_norm, self.tau = max_grad_norm, tau
-        self.used = False
-        self.step = torch.compile(gradient_step, fullgraph=True, dynamic=False, disable=not args.compile)
+        self.networks, self.targets = list(networks), list(targets)  # in lists, as they are saved by their owner
+        self.rates = learning_rate if isinstance(learning_rate, list) else [learning_rate] * len(self.networks)
+        self.eps, self.max_grad_norm, self.tau, self.compile, self.called = eps, max_grad_norm, tau, args.compile, set()
+        sizes = [sum(each.numel() for each in network.parameters()) for network in self.networks]
+        self.means, self.squares = (nn.ParameterList(torch.zeros(size) for size in sizes) for _ in range(2))
+        self.register_buffer("steps", torch.zeros(()))
+        for module in (*self.networks, *self.targets, self.requires_grad_(False)):
+            module.to(args.device)
 
     def minimise(self, losses, *arguments):
-        """One step on losses(*arguments), which returns a loss for each network, and metrics; the metrics (M,)."""
-        new, metrics = self.compute(losses, *arguments)
-        self.assign(new)
-        return metrics
+        """One step on losses(*arguments), in one graph; the metrics (M,).
 
-    def compute(self, losses, *arguments):
-        """The first half of minimise: the new values of all vectors, not yet written to them, and the metrics."""
-        with contextlib.nullcontext() if self.used else COMPILING:
-            self.used = True
-            return self.step(self, losses, *arguments)
+        losses: a pure function that returns a loss, or losses (one for each network, in a tuple) and metrics (M,).
+        """
+        return self._call(gradient_step, losses, *arguments)
 
-    def assign(self, new):
+    def gradients(self, losses, *arguments):
+        """The first half of minimise: the gradient of each loss by its own network, and the metrics."""
+        return self._call(gradients_of, losses, *arguments)
+
+    def step(self, gradients):
         """The second half of minimise."""
-        for vector, value in zip(self.vectors + self.target_vectors, new):
-            vector.copy_(value)
+        self._call(take_step, gradients)
+
+    @torch.no_grad()
+    def move_targets(self):
+        """A step of the target networks towards the others, as it follows each gradient step."""
+        for target, network in zip(self.targets, self.networks):
+            for old, new in zip(target.parameters(), network.parameters()):
+                old.lerp_(new, self.tau)
+
+    def _call(self, function, *arguments):
+        if function in self.called:
+            return compiled(function)(self, *arguments)
+        with self.LOCK:
+            if self.compile and not Optimiser.announced:
+                Optimiser.announced = True
+                print("\r\x1b[K" * sys.stdout.isatty() + "compiling the gradient steps: half a minute", flush=True)
+            self.called.add(function)
+            return compiled(function)(self, *arguments)
+
+
+compiled = functools.cache(functools.partial(torch.compile, fullgraph=True, dynamic=False))
+
+
+def gradients_of(optimiser, losses, *arguments):
+    """See Optimiser.gradients."""
+    result, gradients = losses(*arguments), []
+    values, metrics = result if isinstance(result, tuple) else (result, result)
+    for value, network in zip(values if isinstance(values, tuple) else (values,), optimiser.networks):
+        gradient = torch.cat([each.flatten() for each in torch.autograd.grad(value, tuple(network.parameters()))])
+        if optimiser.max_grad_norm < math.inf:
+            gradient = gradient * (optimiser.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        gradients.append(gradient)
+    return gradients, metrics.detach()
+
+
+@torch.no_grad()
+def take_step(optimiser, gradients):
+    """See Optimiser.step. The arithmetic is torch's; its optimiser, which works outside of graphs, is far slower."""
+    state = optimiser.networks, gradients, optimiser.means, optimiser.squares, optimiser.rates
+    for network, gradient, mean, square, rate in zip(*state):
+        new = nn.utils.parameters_to_vector(network.parameters())
+        adam(
+            [new], [gradient], [mean], [square], [], [optimiser.steps.clone()], amsgrad=False, beta1=0.9, beta2=0.999,
+            lr=rate, weight_decay=0, eps=optimiser.eps, maximize=False, foreach=False, capturable=new.is_cuda,
+        )
+        parameters = list(network.parameters())
+        for old, value in zip(parameters, new.split([each.numel() for each in parameters])):
+            old.copy_(value.view_as(old))
+    optimiser.steps += 1
+    optimiser.move_targets()
 
 
 def gradient_step(optimiser, losses, *arguments):
-    """See Optimiser; nothing but Adam's running means changes."""
-    values, metrics = losses(*arguments)
-    values, new = iter(values), []
-    for group, vector, step in zip(optimiser.groups, optimiser.vectors, optimiser.adams):
-        gradients = [gradient_of(next(values), network, optimiser.max_grad_norm) for network in group]
-        new.append(step(vector, torch.cat(gradients)))
-    new += [target.lerp(value, optimiser.tau) for target, value in zip(optimiser.target_vectors, new)]
-    return new, torch.stack(metrics).detach() if metrics else None
-
-
-def gradient_of(loss, network, max_norm):
-    """Gradient of a loss by a network's parameters as one vector, scaled down so that its norm is at most max_norm."""
-    gradients = torch.autograd.grad(loss, tuple(network.parameters()))
-    gradient = torch.cat([each.flatten() for each in gradients])
-    return gradient if max_norm == math.inf else gradient * (max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+    """See Optimiser.minimise."""
+    gradients, metrics = gradients_of(optimiser, losses, *arguments)
+    take_step(optimiser, gradients)
+    return metrics
 
 
 # =========================================================================================================
@@ -916,14 +874,13 @@ def gradient_of(loss, network, max_norm):
 
 def layer_norm(weight, bias, x):
     """nn.LayerNorm of a vector."""
-    size, eps = np.float32(len(x)), np.float32(1e-5)  # torch's default
-    x = x - x.sum() / size
-    return x * (weight / np.sqrt(x.dot(x) / size + eps)) + bias
+    size, x = np.float32(len(x)), x - x.sum() / np.float32(len(x))
+    return x * (weight / np.sqrt(x.dot(x) / size + np.float32(1e-5))) + bias  # torch's default epsilon
 
 
 NUMPY_LAYERS = {  # functions of a layer's parameters and x
     nn.Linear: lambda weight, bias, x: weight.dot(x) + bias, nn.LayerNorm: layer_norm,
-    nn.Tanh: np.tanh, nn.ReLU: partial(np.maximum, np.float32(0)),
+    nn.Tanh: np.tanh, nn.ReLU: functools.partial(np.maximum, np.float32(0)),
 }  # fmt: skip
 
 
@@ -934,10 +891,9 @@ def numpy_network(net: nn.Sequential, frozen: bool = True):
     """
     layers = []
     for module in net:
-        weights = [parameter.detach().cpu().numpy() for parameter in module.parameters()]
-        weights = [weight.copy() for weight in weights] if frozen else weights
-        layers.append(partial(NUMPY_LAYERS[type(module)], *weights))
-    return lambda x: reduce(lambda y, layer: layer(y), layers, x)
+        weights = [each.detach().cpu().numpy() for each in module.parameters()]
+        layers.append(functools.partial(NUMPY_LAYERS[type(module)], *(map(np.copy, weights) if frozen else weights)))
+    return lambda x: functools.reduce(lambda y, layer: layer(y), layers, x)
 
 
 def numpy_policy(actor: nn.Module):
@@ -962,31 +918,25 @@ class Rollout(NamedTuple):
     next_obs: np.ndarray  # (T, obs) float32, where an episode ends its last observation
     terminated: np.ndarray  # (T,) bool: the robot fell
     ends: np.ndarray  # (T,) bool: episode boundaries: terminated, truncated, or last step of the rollout
-    returns: np.ndarray  # (E,) undiscounted returns of the finished episodes; if there is none, of the one that was cut
+    returns: np.ndarray  # (E,) undiscounted returns of finished episodes; if no episode finished, the unfinished one's
 
 
 def rollout(env: RandomisedEnv, policy, std: np.ndarray, domain: Domain, steps: int, rng) -> Rollout:
     """Act for `steps` steps in `domain` with actions policy(obs) + std * noise, from a fresh reset."""
     low, high, options = env.action_space.low, env.action_space.high, {"domain": domain}
-    actions = std * rng.standard_normal((steps, len(low)), dtype=np.float32)
-    obs = np.empty((steps, *env.observation_space.shape), np.float32)
-    next_obs, rewards = np.empty_like(obs), np.empty(steps)
-    terminated, ends = np.zeros(steps, bool), np.zeros(steps, bool)
-    returns, episode_return = [], 0.0
-
-    now, _ = env.reset(seed=int(rng.integers(2**31)), options=options)
+    noise = std * rng.standard_normal((steps, len(low)), dtype=np.float32)
+    rows, returns, total = [], [], 0.0
+    obs, _ = env.reset(seed=int(rng.integers(2**31)), options=options)
     for t in range(steps):
-        obs[t] = now
-        actions[t] += policy(now)
-        now, reward, terminated[t], truncated, _ = env.step(np.minimum(np.maximum(actions[t], low), high))
-        next_obs[t], rewards[t], ends[t] = now, reward, terminated[t] or truncated
-        episode_return += reward
-        if ends[t]:
-            returns.append(episode_return)
-            episode_return = 0.0
-            now, _ = env.reset(options=options)
-    ends[-1] = True
-    return Rollout(obs, actions, rewards, next_obs, terminated, ends, np.array(returns or [episode_return]))
+        action = noise[t] + policy(obs)
+        next_obs, reward, terminated, truncated, _ = env.step(np.minimum(np.maximum(action, low), high))
+        over, total = terminated or truncated, total + reward
+        rows.append((np.float32(obs), action, reward, np.float32(next_obs), terminated, over or t == steps - 1))
+        obs = next_obs
+        if over:
+            returns.append(total)
+            total, (obs, _) = 0.0, env.reset(options=options)
+    return Rollout(*map(np.array, zip(*rows)), np.array(returns or [total]))
 
 
 def discounted_sums(rewards: np.ndarray, ends: np.ndarray, gamma: float) -> np.ndarray:
@@ -1001,8 +951,8 @@ def discounted_sums(rewards: np.ndarray, ends: np.ndarray, gamma: float) -> np.n
 def gae(rewards, values, next_values, terminated, ends, gamma: float, gae_lambda: float) -> np.ndarray:
     """Generalised advantage estimates (Schulman et al. 2016, eq. 16), shape (T,) like all arguments.
 
-    Where an episode ended (`ends`) the sum stops; where it was terminated the future is worth
-    nothing, but where it was merely cut, by a time limit or the end of the batch, it is worth next_values.
+    At an episode boundary (`ends`) the sum stops. Where the episode was terminated, the future is worth nothing; where
+    it was truncated, by a time limit or the end of the batch, it is worth next_values.
     """
     deltas = rewards + gamma * next_values * ~terminated - values
     advantages, running = [], 0.0
@@ -1016,21 +966,20 @@ def make_envs(args, number: int, **kwargs) -> list[RandomisedEnv]:
     """`number` environments of the kind that `args` names; whatever is wrong with it ends the program in one line."""
     kwargs |= {"xml_file": os.path.abspath(args.xml_file)} if args.xml_file else {}
     try:
-        envs = [make_env(args.env, args.eps_tr, args.init, **kwargs) for _ in range(number)]
+        return [make_env(args.env, args.eps_tr, args.init, **kwargs) for _ in range(number)]
     except ValueError as error:
         fail(str(error))
-    for space in (envs[0].action_space, envs[0].observation_space):
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            fail(f"{args.env} has {space}: actions and observations must be vectors")
-    return envs
 
 
-def symmetric_action_scale(env) -> np.ndarray:
-    """The upper limit of the actions (act,), which the lower one must mirror: a squashed policy is scaled by it."""
-    low, high = env.action_space.low, env.action_space.high
-    if not (np.array_equal(low, -high) and np.isfinite(high).all()):
-        fail(f"actions lie between {low} and {high}: DDPG and SAC need limits that are symmetric about 0")
-    return high
+def steps_per_agent(args, agents: int) -> int:
+    """PPO's steps of each agent in an iteration: whole minibatches, rounded down, which is said."""
+    minibatch = args.steps_per_iteration // agents // args.minibatches
+    if minibatch < 2:
+        fail("a minibatch needs at least two steps: fewer --minibatches, or more --steps-per-iteration")
+    steps = minibatch * args.minibatches
+    if steps * agents != args.steps_per_iteration:
+        print(f"note: {steps} steps for each agent in an iteration, {steps * agents} in all: minibatches are equal")
+    return steps
 
 
 # =========================================================================================================
@@ -1049,141 +998,92 @@ class Transitions(NamedTuple):
 
 
 class ReplayBuffer:
-    """The latest `size` transitions, one row of float32 each."""
+    """The latest `size` transitions, in one array of float32."""
 
-    def __init__(self, obs_size: int, action_size: int, size: int):
-        self.widths = obs_size, action_size, 1, obs_size, 1
-        self.rows, self.count = np.zeros((size, sum(self.widths)), np.float32), 0  # count: of all that were ever added
+    def __init__(self, obs_size: int, action_size: int, size: int, device: str):
+        shapes = (obs_size,), (action_size,), (), (obs_size,), ()
+        columns = [(name, np.float32, shape) for name, shape in zip(Transitions._fields, shapes)]
+        self.rows, self.count, self.device = np.zeros(size, columns), 0, device  # count: of all that were ever added
 
     def __len__(self):
         return min(self.count, len(self.rows))
 
-    def add(self, row: np.ndarray):
-        """Append a row (width,)."""
-        self.rows[self.count % len(self.rows)] = row
+    def add(self, *transition):
+        """Append a step: obs, action, reward, next_obs, terminated."""
+        self.rows[self.count % len(self.rows)] = transition
         self.count += 1
 
-    def latest(self, number: int) -> np.ndarray:
-        """The last `number` rows, oldest first."""
-        return self.at(np.arange(number)[::-1])
+    def latest(self, number: int) -> Transitions:
+        """The last `number` steps, or as many as there are, oldest first."""
+        return self.at(np.arange(min(number, len(self)))[::-1])
 
-    def sample(self, shape: tuple[int, ...], rng: np.random.Generator, among: int | None = None) -> np.ndarray:
-        """Rows (*shape, width), each drawn uniformly from the latest `among`, or from all."""
-        return self.at(rng.integers(min(len(self), among or len(self)), size=shape))
+    def sample(self, number: int, size: int, rng: np.random.Generator, among: int | None = None) -> list[Transitions]:
+        """`number` minibatches of `size` steps, each drawn uniformly from the latest `among`, or from all."""
+        return [self.at(ages) for ages in rng.integers(min(len(self), among or len(self)), size=(number, size))]
 
-    def at(self, ages: np.ndarray) -> np.ndarray:
-        """The rows (*ages.shape, width) that were added so many rows ago; 0 is the newest."""
-        return self.rows[(self.count - 1 - ages) % len(self.rows)]
-
-    def split(self, rows: torch.Tensor) -> Transitions:
-        obs, actions, rewards, next_obs, terminated = rows.split(self.widths, dim=-1)
-        return Transitions(obs, actions, rewards.squeeze(-1), next_obs, terminated.squeeze(-1))
+    def at(self, ages: np.ndarray) -> Transitions:
+        """The steps that were added so long ago (N,); 0 is the newest."""
+        rows = self.rows.take((self.count - 1 - ages) % len(self.rows))
+        return Transitions(*(torch.as_tensor(rows[name], device=self.device) for name in Transitions._fields))
 
     def state_dict(self):
-        return {"rows": torch.as_tensor(self.rows[: len(self)]), "count": self.count}
+        return {"rows": torch.as_tensor(self.rows[: len(self)].view(np.float32)), "count": self.count}
 
     def load_state_dict(self, state):
         self.count = state["count"]
-        self.rows[: len(self)] = state["rows"].numpy()
+        self.rows[: len(self)] = state["rows"].numpy().view(self.rows.dtype)
 
 
 class Stream:
-    """One agent's episodes, one after the other, a few steps at a time.
+    """One agent's episodes, one after the other, a few steps at a time, into a replay buffer.
 
     An episode is determined by its number (its start and domain) and its actions. So to resume, the present one is
-    played again from its beginning, with the actions that the replay buffer holds. (MuJoCo's state alone would not do:
-    some environments reward what is no part of it.)
+    played again from its beginning. (MuJoCo's state would not do: some environments reward what is no part of it.)
     """
 
-    def __init__(self, env: RandomisedEnv, seed: int, agent: int, buffer: ReplayBuffer):
-        self.env, self.key, self.buffer = env, (seed, agent), buffer
+    def __init__(self, env: RandomisedEnv, args, agent: int):
+        self.env, self.key, self.action_scale = env, (args.seed, agent), env.action_space.high
+        if not (np.array_equal(env.action_space.low, -self.action_scale) and np.isfinite(self.action_scale).all()):
+            fail(f"DDPG and SAC need limits of actions that are symmetric about 0, but have {env.action_space}")
         self.episode, self.last_return = 0, math.nan
         self._begin()
+        sizes = len(self.obs), len(self.action_scale), min(args.buffer_size, args.total_steps)
+        self.buffer = ReplayBuffer(*sizes, args.device)
 
     def _begin(self):
-        rng = np.random.default_rng([*self.key, self.episode, 2])
-        domain = sample_domain(self.env.eps, rng, self.env.position_draws)
+        rng = generator(*self.key, self.episode, "episode")
+        domain = self.env.sample_domain(self.env.eps, rng)
         self.obs, _ = self.env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})
-        self.steps, self.total = 0, 0.0
-
-    def _act(self, action):
-        self.obs, reward, terminated, truncated, _ = self.env.step(action)
-        self.steps, self.total = self.steps + 1, self.total + float(reward)
-        return reward, terminated, truncated
+        self.actions, self.total = [], 0.0  # of the present episode
 
     def step(self, action: np.ndarray) -> float | None:
         """One step, into the buffer. If it ends the episode, that episode's return; the next one has then begun."""
-        action, obs = np.clip(action, self.env.action_space.low, self.env.action_space.high), self.obs
-        reward, terminated, truncated = self._act(action)
-        self.buffer.add(np.concatenate([obs, action, [reward], self.obs, [terminated]], dtype=np.float32))
+        action, obs = np.clip(action, -self.action_scale, self.action_scale), self.obs
+        self.obs, reward, terminated, truncated, _ = self.env.step(action)
+        self.actions.append(action)
+        self.total += float(reward)
+        self.buffer.add(obs, action, reward, self.obs, terminated)
         if not (terminated or truncated):
             return None
         self.episode, self.last_return = self.episode + 1, self.total
         self._begin()
         return self.last_return
 
-    def collect(self, policy, noise: np.ndarray) -> tuple[np.ndarray, list[float]]:
-        """len(noise) steps with actions policy(obs) + noise; their rows, and the returns of episodes that ended."""
-        returns = [self.step(policy(self.obs) + each) for each in noise]
-        return self.buffer.latest(len(noise)), [each for each in returns if each is not None]
+    def collect(self, policy, steps: int) -> list[float]:
+        """So many steps with actions policy(obs); the returns of the episodes that ended."""
+        returns = [self.step(policy(self.obs)) for _ in range(steps)]
+        return [each for each in returns if each is not None]
 
     def state_dict(self):
-        return {"episode": self.episode, "steps": self.steps, "last_return": self.last_return}
+        actions = torch.as_tensor(np.array(self.actions, np.float32))
+        return {"episode": self.episode, "last_return": self.last_return, "actions": actions} | self.buffer.state_dict()
 
     def load_state_dict(self, state):
-        """After that of the buffer."""
         self.episode, self.last_return = state["episode"], state["last_return"]
         self._begin()
-        obs_size, action_size = self.buffer.widths[:2]
-        for row in self.buffer.latest(state["steps"]):
-            self._act(row[obs_size : obs_size + action_size])
-
-
-# =========================================================================================================
-# Plumbing: evaluation in held-out domains
-# =========================================================================================================
-
-HELD_OUT = 2**32 - 1  # no training run is keyed by it: seeds are smaller
-
-
-def held_out_domains(eps: float, number: int, hinges: int | None = None) -> list[Domain]:
-    """The test domains of randomisation level eps: always the same ones, whoever asks."""
-    rngs = [np.random.default_rng([HELD_OUT, round(eps * 10_000), i]) for i in range(number)]
-    return [sample_domain(eps, rng, hinges) for rng in rngs]
-
-
-def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int, frames: list | None = None) -> float:
-    """Undiscounted return of one episode of a deterministic policy.
-
-    frames: gets pictures, 20 for each of the first five seconds.
-    """
-    low, high = env.action_space.low, env.action_space.high
-    obs, _ = env.reset(seed=seed, options={"domain": domain})
-    total, over = 0.0, False
-    while not over:
-        if frames is not None and len(frames) < 100 and env.data.time >= len(frames) / 20:
-            frames.append(env.render())
-        obs, reward, terminated, truncated, _ = env.step(np.minimum(np.maximum(policy(obs), low), high))
-        total, over = total + float(reward), terminated or truncated
-    return total
-
-
-def episode_returns(envs: list[RandomisedEnv], jobs: list[tuple]) -> list[float]:
-    """Return of one episode for each job (policy, domain, seed), whatever the number of environments, a thread each."""
-    number = len(envs)
-    with ThreadPoolExecutor(number) as pool:
-        each = pool.map(lambda k: [episode_return(envs[k], *job) for job in jobs[k::number]], range(number))
-        parts = list(each)  # a list, so that errors are raised here
-    return [parts[i % number][i // number] for i in range(len(jobs))]
-
-
-def evaluate(envs: list[RandomisedEnv], policies: dict, eps_te: tuple[float, ...], number: int) -> list[dict]:
-    """Rows of eval.csv: an episode of each policy {agent: policy} in each of `number` held-out domains for each eps."""
-    domains = {eps: held_out_domains(eps, number, envs[0].position_draws) for eps in eps_te}
-    places = [(agent, eps, i) for agent in policies for eps in eps_te for i in range(number)]
-    returns = episode_returns(envs, [(policies[agent], domains[eps][i], i) for agent, eps, i in places])
-    names = "agent", "eps_te", "domain", "return"
-    return [dict(zip(names, (*place, value))) for place, value in zip(places, returns)]
+        for action in state["actions"].numpy():
+            self.step(action)
+        self.buffer.load_state_dict(state)  # which has these steps already
 
 
 # =========================================================================================================
@@ -1197,24 +1097,22 @@ def fail(message: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
-def launch(Args: type, train, figures: dict, load_policies=None):
+def launch(Args: type, train, figures: dict, load_policies):
     """A script's main: train(args), or what --figure, --watch, --gif or --seeds asks for instead.
 
-    Args: the dataclass of its options. figures: {name: function of args that returns a figure and its title}.
-    load_policies(run): the run's policies as functions obs (obs,) -> action (act,).
+    Args: the dataclass of its options. figures: {name: function of args that returns a figure and its title, or prints
+    a table}. load_policies(run): the run's policies as functions obs (obs,) -> action (act,).
     """
     try:
-        args = parse_args(Args)
+        args = parse_args(Args, figures)
         if args.figure:
-            path = Path(args.runs) / f"{Path(sys.argv[0]).stem}-figure-{args.figure}.png"
-            save_figure(*figures[args.figure](args), path)
-            print(f"figure: {path}")
-        elif load_policies and (args.watch or args.gif):
-            watch(args, load_policies)
+            if drawn := figures[args.figure](args):
+                save_figure(*drawn, Path(args.runs) / f"{Path(sys.argv[0]).stem}-figure-{args.figure}.png")
+        elif args.watch or args.gif:
+            look_at(args, load_policies)
         elif args.seeds:
             run_seeds(args)
         else:
-            set_up_torch(args)
             train(args)
     except KeyboardInterrupt:
         fail("stopped; the same command, without --overwrite, goes on from the last checkpoint", status=130)
@@ -1222,78 +1120,53 @@ def launch(Args: type, train, figures: dict, load_policies=None):
         fail(str(error))
 
 
-def whole_number(text: str) -> int:
-    """int, but 2e6 and 2_000_000 are numbers too."""
-    value = float(text)
-    if not value.is_integer():  # nan and inf are none
-        raise ValueError(text)
-    return int(value)
+def number_between(kind: type, least: float, most: float):
+    """What makes a number of an option's text, of this kind and between these limits. 2e6 and 2_000_000 are whole."""
+
+    def number(text: str):
+        if not (least <= float(text) <= most and kind(float(text)) == float(text)):
+            raise argparse.ArgumentTypeError(f"{text} is no {kind.__name__} between {least:g} and {most:g}")
+        return kind(float(text))
+
+    return number
 
 
-def parse_args(Args: type):
-    """Fill the dataclass `Args` from the command line, and check the limits of its values.
+# Limits of numbers. Others: whole numbers from 1, or from 0 if that is the default; numbers from 0.
+LIMITS = dict.fromkeys(("gamma", "gae_lambda", "tau", "eps_tr", "eps_te"), (0, 1))
+LIMITS |= {"warm_up": (0, HELD_OUT), "initial_std": (1e-6, 1e6)}
+
+
+def parse_args(Args: type, figures: dict):
+    """Fill the dataclass `Args` from the command line.
 
     `steps: int = 4096  # of each agent` becomes `--steps`, with the comment as its help; a comment on a line of
-    its own begins a group. Booleans become `--flag/--no-flag`, Literals choices, tuples lists.
+    its own begins a group. Booleans become `--flag/--no-flag`, Literals choices, tuples lists, in which a value
+    that is named twice counts once.
     """
-    parser = group = Parser(description=sys.modules["__main__"].__doc__.splitlines()[0], conflict_handler="resolve")
+    parser, comments, groups = Parser(description=sys.modules["__main__"].__doc__.splitlines()[0]), {}, {}
     for line in "\n".join(inspect.getsource(each) for each in Args.__mro__[:-1]).splitlines():
-        if heading := re.fullmatch(r" +# (.+)", line):
-            group = parser.add_argument_group(heading[1])
-        elif field := re.fullmatch(r" +(\w+): .+? = .+?  # (.+)", line):
-            name, comment, kind = field[1], field[2], get_type_hints(Args)[field[1]]
-            options = {"type": (get_args(kind) or [kind])[0]}  # int, float, str, tuple[int, ...], float | None
-            if kind is bool:
-                options = {"action": argparse.BooleanOptionalAction}
-            elif get_origin(kind) is Literal:
-                options = {"choices": get_args(kind)}
-            elif get_origin(kind) is tuple:
-                options["nargs"] = "*"
-            if options.get("type") is int:
-                options["type"] = whole_number
-            options |= {"default": getattr(Args, name), "help": comment.replace("%", "%%")}
-            group.add_argument("--" + name.replace("_", "-"), **options)
+        if found := re.fullmatch(r"    # (.+)", line):
+            heading = found[1]
+        elif found := re.fullmatch(r"    (\w+): .+? = .+?  # (.+)", line):
+            comments.setdefault(found[1], (heading, found[2]))  # a class's own before its base's
+    for name, (heading, comment) in comments.items():
+        kind, default = get_type_hints(Args)[name], getattr(Args, name)
+        single = (get_args(kind) or [kind])[0]  # of int, float, str, tuple[int, ...], float | None
+        options = {"default": default, "help": comment.replace("%", "%%")}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(kind) is Literal or name == "figure":
+            options["choices"] = get_args(kind) or [*figures]
+        elif single in (int, float):
+            usual = (int(default not in (0, ())), HELD_OUT - 1) if single is int else (0, 1e30)
+            options["type"] = number_between(single, *LIMITS.get(name, usual))
+        if get_origin(kind) is tuple:
+            options["nargs"] = "+" if default else "*"
+        group = groups.setdefault(heading, parser.add_argument_group(heading))  # one without options is not shown
+        group.add_argument("--" + name.replace("_", "-"), **options)
     values = vars(parser.parse_args())
-    args = Args(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-    check_limits(args)
-    args.threads = args.threads or os.cpu_count() or 1
-    return args
-
-
-LIMITS = {  # (least, greatest): options, wherever a script has one of that name
-    (1, math.inf): "total_steps steps_per_iteration epochs minibatches eval_domains evaluations evaluate_every jobs"
-                   " updates checkpoint_every batch_size interval recent distill_epochs distill_steps distill_batch"
-                   " distill_window reset_every agents ensemble_size",
-    (1000, math.inf): "buffer_size",  # an episode must fit
-    # More would overflow single precision.
-    (1e-30, 1e30): "learning_rate clip max_grad_norm initial_std actor_learning_rate critic_learning_rate distill_lr",
-    (0, 1e30): "alpha critic_decay noise warm_up distill_updates threads",
-    (-1e30, 1e30): "entropy_coef",
-    (0, 1): "gamma gae_lambda eps_tr eps_te tau",
-    (0, HELD_OUT - 1): "seed seeds",
-}  # fmt: skip
-
-
-def check_limits(args):
-    """Refuse values that cannot be meant, before anything is made."""
-    for (least, greatest), names in LIMITS.items():
-        for name in names.split():
-            for value in np.atleast_1d(getattr(args, name, None)):
-                if value is not None and not least <= value <= greatest:
-                    fail(f"--{name.replace('_', '-')} must lie between {least:g} and {greatest:g}, but is {value}")
-    if not args.eps_te or len(set(args.seeds)) < len(args.seeds):
-        fail("--eps-te needs at least one level" if not args.eps_te else "--seeds names a seed twice")
-
-
-def steps_per_agent(args, agents: int) -> int:
-    """PPO's steps of each agent in an iteration: whole minibatches, rounded down, which is said."""
-    minibatch = args.steps_per_iteration // agents // args.minibatches
-    if minibatch < 2:
-        fail("a minibatch needs at least two steps: fewer --minibatches or --agents, or more --steps-per-iteration")
-    steps = minibatch * args.minibatches
-    if steps * agents != args.steps_per_iteration:
-        print(f"note: {steps} steps for each agent in an iteration, {steps * agents} in all: minibatches are equal")
-    return steps
+    lists = {name: tuple(dict.fromkeys(value)) for name, value in values.items() if isinstance(value, list)}
+    return Args(**values | lists | {"threads": values["threads"] or os.cpu_count()})
 
 
 def run_seeds(args):
@@ -1302,8 +1175,7 @@ def run_seeds(args):
 
     def run(seed):
         # Of two --threads the last one counts: the user's own, if there is one.
-        options = ["--threads", str(threads), *sys.argv[1:], "--seeds", "--seed", str(seed)]
-        command = [sys.executable, sys.argv[0], *options]
+        command = [sys.executable, sys.argv[0], f"--threads={threads}", *sys.argv[1:], "--seeds", f"--seed={seed}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             for line in process.stdout:
                 print(f"seed {seed} | {line}", end="", flush=True)
@@ -1322,64 +1194,76 @@ def run_seeds(args):
 
 # Options that change no result are not in a folder's name. (device and compile do in the last bits.)
 NOT_IN_NAME = {"env", "seed", "seeds", "jobs", "threads", "device", "compile", "checkpoint_every", "runs", "overwrite",
-               "figure", "table", "watch", "gif"}  # fmt: skip
+               "figure", "watch", "gif"}  # fmt: skip
 
 
-def run_name(args, script: str) -> str:
+def run_name(args, script: str, seed: int | str) -> str:
     """The script, the environment, every option that differs from its default, and the seed."""
     words = [script, args.env]
     for field in dataclasses.fields(args):
-        value = getattr(args, field.name)
-        if field.name not in NOT_IN_NAME and value != field.default:
+        value, default = getattr(args, field.name), args.left_open().get(field.name, field.default)
+        if field.name not in NOT_IN_NAME and value not in (None, default):
             items = value if isinstance(value, tuple) else (value,)
             text = "+".join(f"{item:.12g}" if isinstance(item, float) else str(item) for item in items)
             words.append(re.sub(r"[^\w.+=-]", "_", f"{field.name}={text}"))
-    return "-".join([*words, f"seed{args.seed}"])
+    return "-".join([*words, f"seed{seed}"])
 
 
 class Run:
-    """A run's folder, and the frame of a training loop: `for iteration in run.iterations(parts, steps)`.
+    """A run: its arguments as they are used, its folder, environments and threads, and the frame of its loop.
+
+        run = Run(args, "p2pdrl")
+        for iteration in run.iterations(parts, steps): ...
 
     A run that was stopped goes on from its last checkpoint. What was logged after that is written again, bit-identical
     (with the same device and compile) but for the column `seconds`. Checkpoints are written beside their target and
     renamed over it.
     """
 
-    def __init__(self, args, script: str):
-        self.args, self.path = args, Path(args.runs) / run_name(args, script)
+    def __init__(self, args, script: str, number: int = 1):
+        """number: of environments to train in. Sets torch up, so networks are to be made afterwards."""
+        left_open = {name: value for name, value in args.left_open().items() if getattr(args, name) is None}
+        self.args = args = dataclasses.replace(args, threads=args.threads or os.cpu_count() or 1, **left_open)
+        self.path, envs = Path(args.runs) / run_name(args, script, args.seed), make_envs(args, number + args.threads)
+        self.envs, self.test_envs = envs[:number], envs[number:]
+        set_up_torch(args)
+        self.pool = ThreadPoolExecutor(args.threads, initializer=set_up_thread)
         self.returns = {}  # the last one that each agent logged
 
-    def iterations(self, parts: dict, steps: int, warm_up: int = 0):
-        """Yield the number of each iteration to be made, of so many steps; log, evaluate and save as they come due.
+    def iterations(self, parts: dict, steps: int):
+        """Yield the number of each iteration that is still to be made, of so many steps, and save as it is time.
 
-        parts: by name whatever must be saved, with state_dict and load_state_dict. warm_up: steps without learning.
+        parts: by name whatever must be saved, with state_dict and load_state_dict.
         """
-        total = self.args.total_steps // steps
+        total, streams = self.args.total_steps // steps, sum(isinstance(part, Stream) for part in parts.values())
+        warm_up = self.args.warm_up * streams if streams else steps  # PPO's first iteration only gathers statistics
         if total * steps <= warm_up:
             fail(f"--total-steps must be at least {(warm_up // steps + 1) * steps}, but is {self.args.total_steps}")
         evaluations = min(getattr(self.args, "evaluations", 1), total)
         due = {round(total * i / evaluations) for i in range(1, evaluations + 1)}
         self._open()
-        first = self._resume(parts)
+        self.parts, first = parts, self._resume(parts)
         if first < total:  # a finished run keeps the versions that made it
-            versions = {each.__name__: each.__version__ for each in (torch, gym, mujoco, np)} | {"python": sys.version}
-            config = {"settings": dataclasses.asdict(self.args), "versions": versions}
+            versions = {name: version(name) for name in ("torch", "gymnasium", "mujoco", "numpy")}
+            config = {"settings": dataclasses.asdict(self.args), "versions": versions | {"python": sys.version}}
             self._replace("config.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
         self.began = shown = time.perf_counter()
+        marks = []  # when the last iterations ended
         for done in range(first + 1, total + 1):
             self.step, self.evaluation_due, self.last = done * steps, done in due, done == total
             yield done - 1
             if done % self.args.checkpoint_every == 0 or self.last:
-                self._save(parts, done)
-            if sys.stdout.isatty() or self.last or done == first + 1 or time.perf_counter() - shown > 10:
-                shown = time.perf_counter()
-                self._show((done - first) * steps / (shown - self.began))
+                self._save(done)
+            marks = [*marks[-20:], time.perf_counter()]
+            if sys.stdout.isatty() or self.last or len(marks) == 1 or marks[-1] - shown > 10:
+                shown = marks[-1]
+                self._show((marks[-1] - marks[0]) / max(len(marks) - 1, 1) / steps)
         if first == total:
             print(f"{self.path} is finished: nothing to do (--overwrite starts anew)")
         run = SavedRun(self.path)
-        run.print_table()
+        test = run.table("eval.csv")
+        print_table(test[test["step"] == test["step"].max()])
         run.draw()
-        print(f"\n{self.path}: config.json, log.csv, eval.csv, checkpoint.pt, figure.png")
 
     def _open(self):
         """Make the folder, and keep other processes out of it; they would write the same files."""
@@ -1413,10 +1297,10 @@ class Run:
             self._replace(log.name, lambda path: path.write_text("".join([header, *kept])))
         return saved["iteration"]
 
-    def _save(self, parts, iteration):
+    def _save(self, iteration: int):
         """Tensors and plain numbers only. A finished run needs no replay buffer."""
-        unneeded = (ReplayBuffer, Stream) if self.last else ()
-        state = {name: part.state_dict() for name, part in parts.items() if not isinstance(part, unneeded)}
+        unneeded = Stream if self.last else ()
+        state = {name: part.state_dict() for name, part in self.parts.items() if not isinstance(part, unneeded)}
         saved = {"iteration": iteration, "step": self.step, "parts": state}
         self._replace("checkpoint.pt", lambda path: torch.save(saved, path))
 
@@ -1425,47 +1309,39 @@ class Run:
         write(beside)
         os.replace(beside, self.path / name)
 
-    def _show(self, rate):
-        """One line that says how far the run is: rewritten in a terminal, one after the other elsewhere."""
-        minutes, mean = (self.args.total_steps - self.step) / rate / 60, np.mean(list(self.returns.values()))
-        line = f"{self.step:>11,} of {self.args.total_steps:,} steps   return {mean:8.1f}"
-        line += f"   {rate:7,.0f} steps/s   {minutes:.0f} min left"
+    def _show(self, seconds: float):
+        """A line of progress: rewritten on a terminal, one after the other elsewhere. seconds: of a step, if known."""
+        line = f"{self.step:>11,} of {self.args.total_steps:,} steps   return {np.mean([*self.returns.values()]):8.1f}"
+        if seconds:
+            left = (self.args.total_steps - self.step) * seconds / 60
+            line += f"   {1 / seconds:7,.0f} steps/s   {left:.0f} min left"
         start, end = ("\r\x1b[K", "\n" if self.last else "") if sys.stdout.isatty() else ("", "\n")
         print(start + line, end=end, flush=True)
 
-    def log(self, agent: int, module: nn.Module, metrics: dict):
-        """Append a row for this agent to log.csv. If a metric or a weight is not finite, end the program instead."""
-        losses = [value for name, value in metrics.items() if name != "return"]  # of no episode at first: nan
-        if not (np.all(np.isfinite(losses)) and all(each.isfinite().all() for each in module.parameters())):
-            what = f"step {self.step}, agent {agent}: a metric or weight is not finite"
-            fail(f"{what}; {self.path} keeps its last checkpoint", status=1)
-        self.returns[agent] = metrics["return"]
-        self.write("log.csv", [{"agent": agent, **metrics, "seconds": round(time.perf_counter() - self.began, 3)}])
+    def log(self, number: int, agent: nn.Module, row: dict, metrics: torch.Tensor):
+        """Append a row for this agent to log.csv. metrics: of agent.METRICS. If not finite, they end the program."""
+        row |= zip(agent.METRICS, metrics.tolist())
+        weights = [each for part in self.parts.values() if isinstance(part, nn.Module) for each in part.parameters()]
+        if not all(each.isfinite().all() for each in (metrics, *weights)):
+            fail(f"step {self.step}, agent {number}: a metric or weight is not finite; the last checkpoint stays", 1)
+        self.returns[number] = row["return"]
+        self.write("log.csv", [{"agent": number, **row, "seconds": round(time.perf_counter() - self.began, 3)}])
 
     def write(self, name: str, rows: list[dict], step: int | None = None):
         """Append rows to one of the tables, before each row the step (that of the iteration's end if None)."""
-        with open(self.path / name, "a", newline="") as file:
-            writer = csv.DictWriter(file, ["step", *rows[0]], lineterminator="\n")
+        with open(self.path / name, "a") as file:
             if file.tell() == 0:
-                writer.writeheader()
-            writer.writerows({"step": step or self.step, **row} for row in rows)
+                print("step", *rows[0], sep=",", file=file)
+            for row in rows:
+                print(step or self.step, *row.values(), sep=",", file=file)
 
-    def evaluate(self, envs: list[RandomisedEnv], policies: dict):
-        """Append a test of these policies {agent: policy} to eval.csv."""
-        self.write("eval.csv", evaluate(envs, policies, self.args.eps_te, self.args.eval_domains))
-
-    def snapshot(self, networks: list[nn.Module]):
-        """Keep these networks as they are at this step, in policies-<step>.pt."""
-        states = [network.state_dict() for network in networks]
-        self._replace(f"policies-{self.step}.pt", lambda path: torch.save(states, path))
-
-
-def where(table: dict[str, np.ndarray], **wanted) -> dict[str, np.ndarray]:
-    """The rows of a table, by columns, that have these values; None asks for nothing."""
-    for name, value in wanted.items():
-        if value is not None:
-            table = {column: values[table[name] == value] for column, values in table.items()}
-    return table
+    def evaluate(self, policies: dict, networks: list[nn.Module]):
+        """Append a test of policies {agent: function obs -> action} to eval.csv; networks go to policies-<step>.pt."""
+        if policies:
+            self.write("eval.csv", evaluate(self.test_envs, policies, self.args.eps_te, self.args.eval_domains))
+        if networks:
+            states = [network.state_dict() for network in networks]
+            self._replace(f"policies-{self.step}.pt", lambda path: torch.save(states, path))
 
 
 class SavedRun:
@@ -1473,29 +1349,28 @@ class SavedRun:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            self.settings = json.loads((path / "config.json").read_text())["settings"]
-        except (OSError, ValueError):
-            fail(f"{path} is no run's folder, or its config.json is damaged")
+        self.settings = json.loads((path / "config.json").read_text())["settings"]
 
-    def table(self, name: str) -> dict[str, np.ndarray]:
-        """Columns of log.csv or eval.csv as float arrays, all of one length."""
-        with open(self.path / name, newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {column: np.array([float(row[column]) for row in rows]) for column in rows[0]}
+    def table(self, name: str) -> np.ndarray:
+        """log.csv or eval.csv as a structured array: a float for each column of each row."""
+        with open(self.path / name) as file:
+            columns = [(column, float) for column in file.readline().strip().split(",")]
+            return np.loadtxt(file, columns, delimiter=",", ndmin=1)
 
     def training_curve(self, column: str = "return", agent: int | None = None, rows: int = 20):
         """Steps, and a column of log.csv, a mean of so many rows: of one agent, or the mean over agents."""
-        log = where(self.table("log.csv"), agent=agent)
+        log = self.table("log.csv")
+        log = log if agent is None else log[log["agent"] == agent]
         steps = np.unique(log["step"])
         values = log[column].reshape(len(steps), -1).mean(1)
         return steps, np.array([values[max(0, end - rows) : end].mean() for end in range(1, len(steps) + 1)])
 
     def test_curve(self, eps: float, agent: int | None = None):
         """Steps of the evaluations, and the mean return at each over held-out domains of this level and over agents."""
-        evaluation = where(self.table("eval.csv"), eps_te=eps, agent=agent)
-        steps = np.unique(evaluation["step"])
-        return steps, np.array([where(evaluation, step=step)["return"].mean() for step in steps])
+        test = self.table("eval.csv")
+        test = test[(test["eps_te"] == eps) & ((test["agent"] == agent) | (agent is None))]
+        steps = np.unique(test["step"])
+        return steps, np.array([test["return"][test["step"] == step].mean() for step in steps])
 
     def test_returns(self):
         """Levels eps_te, and the mean return at each over agents and held-out domains at the end of the run."""
@@ -1508,42 +1383,23 @@ class SavedRun:
 
     def networks(self, make, step: int | None = None) -> list[nn.Module]:
         """The networks kept at this step (the last ones if None); make(state) gives one to be filled with a state."""
-        try:
-            name = f"policies-{max(self.steps()) if step is None else step}.pt"
-            states = torch.load(self.path / name, weights_only=True, map_location="cpu")
-        except Exception as error:  # whatever a missing or damaged file raises
-            fail(f"{self.path} has no policies to be read, or damaged ones ({type(error).__name__})")
+        name = f"policies-{max(self.steps(), default='') if step is None else step}.pt"
+        states = torch.load(self.path / name, weights_only=True, map_location="cpu")
         networks = [make(state) for state in states]
         for network, state in zip(networks, states):
             network.load_state_dict(state)
         return networks
 
-    def evaluations(self, last: bool) -> dict[str, dict[str, np.ndarray]]:
-        """Rows of all evaluations, or of the last one, by the names of the agents; -1 is a central policy."""
-        table = self.table("eval.csv")
-        table = where(table, step=table["step"].max() if last else None)
-        names = {agent: "central" if agent == -1 else f"agent {agent:.0f}" for agent in np.unique(table["agent"])}
-        return {name: where(table, agent=agent) for agent, name in names.items()}
-
-    def print_table(self):
-        """Return by agent and eps_te at the last evaluation: mean over the held-out domains +- standard deviation."""
-        agents = self.evaluations(last=True)
-        levels, steps = (np.unique(next(iter(agents.values()))[name]) for name in ("eps_te", "step"))
-        print(f"\nafter {steps[0]:,.0f} steps, return of the deterministic policy in held-out domains,")
-        print("mean +- standard deviation over domains, by eps_te, the level of their randomisation:")
-        print("eps_te " + "".join(f"{eps:>15g}" for eps in levels))
-        for name, rows in agents.items():
-            returns = [where(rows, eps_te=eps)["return"] for eps in levels]
-            print(f"{name:7}" + "".join(f"{each.mean():>8.0f} +-{each.std():>5.0f}" for each in returns))
-
     def draw(self):
         """figure.png: each agent's learning curve, and its return in held-out domains by level (one level: by step)."""
         figure, (left, right) = new_figure(columns=2)
-        agents = np.unique(self.table("log.csv")["agent"])
-        trained = {f"agent {agent:.0f}": [self.training_curve(agent=agent)] for agent in agents}
-        several = len(self.settings["eps_te"]) > 1  # of one level all evaluations say more than a single point
-        x, xlabel = ("eps_te", "eps_te, randomisation level") if several else ("step", STEPS)
-        tested = {name: [(rows[x], rows["return"])] for name, rows in self.evaluations(last=several).items()}
+        log, test, x, xlabel = self.table("log.csv"), self.table("eval.csv"), "step", STEPS
+        if len(np.unique(test["eps_te"])) > 1:  # of one level all evaluations say more than a single point
+            test, x, xlabel = test[test["step"] == test["step"].max()], "eps_te", "eps_te, randomisation level"
+        trained = {agent_name(agent): [self.training_curve(agent=agent)] for agent in np.unique(log["agent"])}
+        tested = {}
+        for agent in np.unique(test["agent"]):
+            tested[agent_name(agent)] = [(test[x][test["agent"] == agent], test["return"][test["agent"] == agent])]
         plot_lines(left, trained, STEPS, "return", seeds=False)
         plot_lines(right, tested, xlabel, "return", seeds=False, marker="o", markersize=4)
         left.set_title("training domains, sampled actions, mean of 20 rows")
@@ -1552,37 +1408,20 @@ class SavedRun:
         save_figure(figure, title, self.path / "figure.png")
 
 
-def finished_runs(args, script: str) -> list[SavedRun]:
-    """All below args.runs: figure.png is the last thing that a run writes."""
-    return [SavedRun(file.parent) for file in sorted(Path(args.runs).glob(f"{script}-*/figure.png"))]
+def find_runs(args, script: str, lines: dict[str, dict]) -> dict[str, list[SavedRun]]:
+    """Finished runs of every seed for each line of a figure, {label: arguments that are not those of `args`}.
 
-
-def find_runs(args, script: str, **changes) -> list[SavedRun]:
-    """Finished runs of every seed whose folder has the name that these arguments, but for `changes`, would give it."""
-    name = run_name(dataclasses.replace(args, **changes, seed="*"), script)
-    found = [SavedRun(file.parent) for file in Path(args.runs).glob(f"{name}/figure.png")]
-    return sorted(found, key=lambda run: run.settings["seed"])
-
-
-def select_runs(args, script: str, lines: dict[str, dict]) -> dict[str, list[SavedRun]]:
-    """Finished runs of each line of a figure, {label: arguments that are not those of `args`}; says what is missing."""
-    found = {label: find_runs(args, script, **changes) for label, changes in lines.items()}
-    missing = [label for label, runs in found.items() if not runs]
-    place = f"below {args.runs}/: README.md, \"Every figure\", has the commands"
-    if len(missing) == len(found):
-        fail(f"no finished runs for this figure {place}")
-    if missing:
-        print(f"no finished runs of {'; '.join(missing)} {place}")
+    A run is found by its folder's name. (figure.png is the last thing that a run writes.) Says what is missing.
+    """
+    found = {}
+    for label, changes in lines.items():
+        name = run_name(dataclasses.replace(args, **changes), script, seed="*")
+        runs = [SavedRun(file.parent) for file in Path(args.runs).glob(f"{name}/figure.png")]
+        found[label] = sorted(runs, key=lambda run: run.settings["seed"])
+    if missing := [label for label, runs in found.items() if not runs]:
+        say = fail if len(missing) == len(found) else print
+        say(f"no finished runs of {'; '.join(missing)} on {args.env} below {args.runs}/")
     return found
-
-
-def runs_by_environment(args, script: str, lines: dict[str, dict]) -> dict[str, dict[str, list[SavedRun]]]:
-    """`select_runs` in every environment that has at least one of these runs: {environment: {label: runs}}."""
-    names = sorted({run.settings["env"] for run in finished_runs(args, script)})
-    names = [env for env in names if any(find_runs(args, script, env=env, **line) for line in lines.values())]
-    wanted = {f"{label}, {env}": {"env": env} | line for env in names for label, line in lines.items()}
-    found = select_runs(args, script, wanted)
-    return {env: {label: found[f"{label}, {env}"] for label in lines} for env in names}
 
 
 # =========================================================================================================
@@ -1594,47 +1433,12 @@ STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 3)))  # 
 STEPS = "environment steps, all agents"
 
 
-def bootstrap(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of values (n,)."""
-    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(values[picks].mean(1), (2.5, 97.5))
-    return float(low), float(high)
-
-
-def compare(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Two methods' returns by seed: the mean difference of seeds that both have and its 95 % bootstrap interval, and
-    the probability of improvement, that one of our runs is better than one of theirs (Agarwal et al. 2021)."""
-    differences = np.array([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
-    low, high = bootstrap(differences)
-    better = np.mean([(x > y) + 0.5 * (x == y) for x in ours.values() for y in theirs.values()])
-    return f"{differences.mean():+.0f} [{low:+.0f}, {high:+.0f}], probability of improvement {better:.2f}"
-
-
-def print_by_seed(title: str, found: dict[str, list[SavedRun]], returns_of, baseline: str):
-    """What returns_of(run) -> {name: value} says of the runs of each label: mean over seeds, value of each, 95 %
-    bootstrap interval of the mean, and how they compare with the runs of the label `baseline`."""
-    tables = {label: {run.settings["seed"]: returns_of(run) for run in runs} for label, runs in found.items()}
-    for label, table in tables.items():
-        for name in next(iter(table.values()), {}):
-            ours, theirs = ({seed: row[name] for seed, row in each.items()} for each in (table, tables[baseline]))
-            values = np.array(list(ours.values()))
-            says = f"{values.mean():.0f}, by seed {' '.join(f'{x:.0f}' for x in values)}"
-            if len(values) > 1:  # one seed has no interval
-                says += ", 95 % interval [{:.0f}, {:.0f}]".format(*bootstrap(values))
-            if label != baseline and len(ours.keys() & theirs.keys()) > 1:
-                says += f"; against {baseline} {compare(ours, theirs)}"
-            print(f"{title} {label}, {name}: {says}")
-
-
 def new_figure(columns: int = 1, rows: int = 1):
     """A matplotlib figure that needs no screen, and its axes as a flat list."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * columns, 4.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    return figure, list(axes.flat)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 def plot_lines(axis, lines: dict[str, list], xlabel: str, ylabel: str, seeds: bool = True, **style):
@@ -1643,11 +1447,8 @@ def plot_lines(axis, lines: dict[str, list], xlabel: str, ylabel: str, seeds: bo
     Where x has a value several times, in one curve or in several, the mean is over these. seeds: the legend says how
     many curves there are. A label without curves keeps its colour.
     """
-    from matplotlib.ticker import EngFormatter
-
     axis.set(xlabel=xlabel, ylabel=ylabel)
-    if "steps" in xlabel:
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.grid(alpha=0.3)
     for index, (label, curves) in enumerate(lines.items()):
         if not curves:
             continue
@@ -1669,48 +1470,39 @@ def save_figure(figure, title: str, path: Path):
     figure.suptitle(title, fontsize=10, wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    print(f"figure: {path}")
 
 
-def watch(args, load_policies):
-    """Every policy of the run args.watch in the first held-out domain of its eps_tr, in a window; or of the run
-    args.gif, side by side, as a moving picture. load_policies(run): functions obs (obs,) -> action (act,)."""
-    run, gif = SavedRun(Path(args.watch or args.gif)), not args.watch
-    policies, settings = load_policies(run), argparse.Namespace(**run.settings)
-    if sys.platform == "linux" and gif:
+def look_at(args, load_policies):
+    """--watch: every policy of a run in a held-out domain, in a window. --gif: the first policy of each run in four.
+
+    Domains are those of --eps-te if it is one level, else of the run's eps_tr. load_policies(run): functions obs (obs,)
+    -> action (act,).
+    """
+    runs, films = [SavedRun(Path(path)) for path in args.gif or (args.watch,)], []
+    if sys.platform == "linux" and args.gif:
         os.environ.setdefault("MUJOCO_GL", "egl")  # needs no screen
     elif sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         fail("no screen for a window here: --gif writes a moving picture instead")  # GLFW would abort the process
-    options = {"render_mode": "rgb_array", "width": 160, "height": 160} if gif else {"render_mode": "human"}
-    env = make_envs(settings, 1, **options)[0]
-    renderer = env.unwrapped.mujoco_renderer
-    follow = {"type": int(mujoco.mjtCamera.mjCAMERA_TRACKING), "trackbodyid": int(env.model.jnt_bodyid[0])}
-    renderer.default_cam_config = (renderer.default_cam_config or {}) | follow  # or the robot leaves the picture
-    renderer.camera_id = None  # which would set the camera free again
-    domain = held_out_domains(settings.eps_tr, 1, env.position_draws)[0]
-    print(domain)
-    movies = [[] for _ in policies]
-    for policy, movie in zip(policies, movies):
-        try:
-            total = episode_return(env, policy, domain, 0, movie if gif else None)  # a window draws by itself
-        except Exception as error:  # each backend of OpenGL fails in a way of its own
-            sys.unraisablehook = lambda _: None  # what is left of a viewer would complain as it goes
-            fail(f"cannot draw: no OpenGL to be had here ({' '.join(str(error).split())[:80]})")
-        print(f"{env.data.time:.1f} s, return {total:.0f}")
-    env.close()
-    if gif:
-        save_gif(movies, run.path / "policy.gif")
-
-
-def save_gif(movies: list[list[np.ndarray]], path: Path):
-    """Write movies side by side, 20 frames for each second; one that ends early keeps its last frame."""
-    from matplotlib.animation import ArtistAnimation, PillowWriter
-    from matplotlib.figure import Figure
-
-    length = max(map(len, movies))
-    frames = [np.concatenate([movie[min(i, len(movie) - 1)] for movie in movies], axis=1) for i in range(length)]
-    figure = Figure(figsize=(frames[0].shape[1] / 100, frames[0].shape[0] / 100))
-    ArtistAnimation(figure, [[figure.figimage(frame)] for frame in frames]).save(path, PillowWriter(fps=20), dpi=100)
-    print(f"moving picture: {path}")
+    options = {"render_mode": "rgb_array", "width": 100, "height": 100} if args.gif else {"render_mode": "human"}
+    for run in runs:
+        env = make_envs(argparse.Namespace(**run.settings), 1, **options)[0]
+        eps = args.eps_te[0] if len(args.eps_te) == 1 else run.settings["eps_tr"]
+        policies, domains = load_policies(run), held_out_domains(eps, 4, env.position_draws)
+        pairs = [(policies[0], each) for each in domains] if args.gif else [(each, domains[0]) for each in policies]
+        for policy, domain in pairs:
+            films.append([])
+            try:
+                total = episode_return(env, policy, domain, domains.index(domain), films[-1] if args.gif else None)
+            except Exception as error:  # each backend of OpenGL fails in a way of its own
+                sys.unraisablehook = lambda _: None  # what is left of a viewer would complain as it goes
+                fail(f"cannot draw: no OpenGL to be had here ({' '.join(str(error).split())[:80]})")
+            print(f"{run.path.name}: {domain}, {env.data.time:.1f} s, return {total:.0f}")
+        env.close()
+    if args.gif:  # a row is named by the options in which the runs differ
+        differing = [name for name in runs[0].settings if len({str(run.settings.get(name)) for run in runs}) > 1]
+        labels = ["\n".join(str(run.settings.get(name)) for name in differing) for run in runs]
+        save_gif(films, labels, runs[0].path / "policy.gif")
 
 
 # =========================================================================================================
@@ -1718,15 +1510,26 @@ def save_gif(movies: list[list[np.ndarray]], path: Path):
 # =========================================================================================================
 
 
+def load_policies(run: SavedRun) -> list:
+    """The last policy of a run, whichever algorithm it is of, as a function obs (obs,) -> action (act,)."""
+
+    def make(state):
+        if "log_std" in state:
+            return GaussianActor(len(state["norm.mean"]), len(state["log_std"]))
+        network = DeterministicActor if "norm.mean" in state else SquashedActor
+        return network(state["net.0.weight"].shape[1], state["action_scale"].numpy())
+
+    policy_of = squashed_policy if run.settings["algo"] == "sac" else numpy_policy
+    return [policy_of(actor) for actor in run.networks(make)]
+
+
 def draw_curves(args):
-    """Learning curves of all finished runs with these arguments, a panel for each environment."""
-    found = runs_by_environment(args, "baselines", {args.algo: {}})
-    figure, axes = new_figure(columns=len(found))
-    for axis, (env, runs) in zip(axes, found.items()):
-        lines = {args.algo: [run.training_curve() for run in runs[args.algo]]}
-        plot_lines(axis, lines, STEPS, "training return, mean of 20 rows")
-        axis.set_title(env)
-    return figure, f"{args.algo}; mean over seeds, 95 % bootstrap interval"
+    """Learning curves of all finished runs with these arguments."""
+    found = find_runs(args, "baselines", {args.algo: {}})
+    figure, (axis,) = new_figure()
+    curves = {label: [run.training_curve() for run in runs] for label, runs in found.items()}
+    plot_lines(axis, curves, STEPS, "training return, mean of 20 rows")
+    return figure, f"{args.env}; mean over seeds, 95 % bootstrap interval"
 
 
 def main():
@@ -1734,7 +1537,7 @@ def main():
     first = Parser(add_help=False)
     first.add_argument("--algo", default="ppo", choices=algorithms)
     Args, train = algorithms[first.parse_known_args()[0].algo]
-    launch(Args, train, {"curves": draw_curves})
+    launch(Args, train, {"curves": draw_curves}, load_policies)
 
 
 if __name__ == "__main__":

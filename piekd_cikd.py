@@ -21,56 +21,21 @@ keep what else they have learned, go on from a better place, and may be ahead th
     policy:  minimise E_{s ~ D} KL(pi_teacher(.|s) || pi_student(.|s))                 PIEKD Eq. (1), CIKD Eq. (1)
     critic:  minimise E_{(s, a) ~ D} (Q_teacher(s, a) - Q_student(s, a))^2             PIEKD Eq. (2)
 
-The two write-ups describe one method. What differs, and is `--method piekd` or `--method cikd`: when a phase of
-distillation is over, PIEKD sets the counter of steps to 0 (its line 21). CIKD never does, and asks for a multiple of
-the interval (its line 20); here it takes the counter modulo the interval, so that phases keep near the multiples.
-CIKD's line 22 leaves out the teacher; PIEKD's lines 19 and 20 do not, but a teacher that is distilled into itself
-does not change.
-
-Where this differs from, or completes, the papers
--------------------------------------------------
-* A phase begins at the first end of an episode at which the counter has reached the interval. (CIKD's line 20 asks
-  for a multiple of the interval, which ends of episodes seldom hit, and only after every E episodes, E not given.
-  The released code distils in the middle of an episode.)
-* The counter begins when the random steps at the beginning are over, and episodes that began before that do not count
-  in the election. An agent without an episode is never elected; of equals the first one is.
-* The KL of squashed Gaussians is that of the Gaussians before the squash: tanh is one-to-one, and the KL does not
-  change when both variables go through the same one-to-one map.
-* A phase is `--distill-epochs` passes over the buffer in minibatches, each pass in a new random order (the released
-  code takes consecutive transitions), with an Adam of its own for each network, which is forgotten afterwards
-  (`--distill-updates` for a fixed number of minibatches). The five passes and the learning rate of 1e-3 are the
-  released code's; the papers give neither. The students' own optimisers are not touched. (In the
-  released code they go on with the learning rate and the running means of the distillation.)
-* Q_1 is distilled into Q_1 and Q_2 into Q_2. Target critics are not distilled, but take one step of their ordinary kind
-  towards the critic after the phase; the temperature is left alone.
-* A student whose networks are copied or reset keeps its target critics (but for that one step), its temperature and
-  its optimisers all the same, so that every ablation changes one thing. (Where the released code copies networks, it
-  copies the state of their optimisers too, and the targets take no step.)
-* `--share extra` gives each agent as many updates of its own as a student would have minibatches: of policy and
-  critics, as the papers say (the released code leaves the critics out). `ensemble` and `vanilla` count as PIEKD
-  does, so in cikd-3a, where episodes differ in length, they have somewhat fewer phases than CIKD.
-* Each agent learns at each step from a minibatch of its own. (Both algorithms update after an episode.)
-* Students are compared with their teacher after a phase; CIKD compares them before it, too.
-* SAC is that of baselines.py, where its own decisions stand. Its networks begin as in the released code; the papers
-  say "uniform", and not how wide.
-* CIKD used the v2 environments, which need a MuJoCo of their time. The default here is v4.
-* `--eps-tr` trains under domain randomisation, which the papers did not try; a new domain for each episode.
+The two write-ups describe one method; line numbers are those of PIEKD's Algorithm 1. What differs is `--method piekd`
+or `--method cikd`: when a phase of distillation is over, PIEKD sets the counter of steps to 0 (its line 21), where CIKD
+asks for a multiple of the interval (its line 20).
 
 You should know
 ---------------
-* The best of K agents is chosen and reported from the same episodes, as in the papers. That is more than the mean even
-  if all are equally good. So compare it with the best of `--method ensemble`, or look at the worst as well: a single
-  agent (`--method vanilla`) is too easy a comparison.
-* Where all episodes have the same length, as in HalfCheetah, phases and evaluations fall on the same steps: what is
-  evaluated then are students that were taught just before.
+The best of K agents is chosen and reported from the same episodes, as in the papers. That is more than the mean even if
+all are equally good. So compare it with the best of `--method ensemble`, or look at the worst as well: a single agent
+(`--method vanilla`) is too easy a comparison.
 
-Commands (two cores; see the README for measured numbers)
----------------------------------------------------------
+Commands (two cores)
+--------------------
     python piekd_cikd.py --env Hopper-v4 --total-steps 6000 --warm-up 2000 --interval 1000    # toy: a minute or two
-    python piekd_cikd.py --env Hopper-v4 --total-steps 1e5                     # an hour, returns of 400 to 3000
-    python piekd_cikd.py --env Hopper-v4 --seeds 0 1 2 3 4                     # the papers' size; not measured
-
-At the papers' size each seed takes half a day, half of that in distillation (`--distill-updates` bounds it).
+    python piekd_cikd.py --env Hopper-v4 --total-steps 1e5                     # an hour, best agent 1000 to 2200
+    python piekd_cikd.py --env Hopper-v4 --method ensemble --total-steps 1e5   # without distillation: half an hour
 
 To use it elsewhere, copy piekd_cikd.py, baselines.py and randomised_envs.py.
 """
@@ -84,36 +49,35 @@ import torch
 from torch import nn
 
 from baselines import (
-    ROW, SAC_METRICS, Optimiser, ReplayBuffer, Run, RunArgs, SACAgent, Stream, evaluate, fail, launch, make_envs,
-    new_figure, plot_lines, sac_batch, select_runs, squashed_policy, symmetric_action_scale, thread_pool,
-)
+    ROW, Optimiser, Run, RunArgs, SACAgent, Stream, fail, find_runs, generator, launch, new_figure, plot_lines,
+    sac_batch, squashed_policy,
+)  # fmt: skip
+from randomised_envs import evaluate
 
 
 class Method(NamedTuple):
-    """What a method is; the loop reads it."""
+    """How a method differs from the others."""
 
-    alone: bool = False  # one agent, whatever --ensemble-size says
+    one_agent: bool = False  # whatever --ensemble-size says
     distils: bool = False  # there are phases, in which the best agent teaches the others
-    multiples: bool = False  # phases keep to multiples of the interval (CIKD, line 20)
+    keeps_remainder: bool = False  # of the counter of steps after a phase, so that phases stay near the multiples of I
 
 
 METHODS = {
     "piekd": Method(distils=True),
-    "cikd": Method(distils=True, multiples=True),
+    "cikd": Method(distils=True, keeps_remainder=True),  # Ours: CIKD's line 20 as ends of episodes allow
     "ensemble": Method(),
-    "vanilla": Method(alone=True),
+    "vanilla": Method(one_agent=True),
 }
-FIGURES = ("piekd-3 piekd-4 piekd-5 piekd-6 piekd-7 piekd-8 cikd-2 cikd-3a cikd-3b cikd-4 cikd-5 cikd-6 cikd-7 cikd-8"
-           " cikd-9").split()  # fmt: skip
 
 
 @dataclass
 class Args(RunArgs):
     # ensemble
-    env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment
+    env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment; Ours: CIKD's v2 need a MuJoCo of their time
     method: Literal[tuple(METHODS)] = "piekd"  # ensemble: no distillation; vanilla: K = 1
     ensemble_size: int = 3  # K
-    eps_tr: float = 0.0  # randomisation level in training, in [0, 1]; a new domain for each episode
+    eps_tr: float = 0.0  # Ours: randomisation level in training, in [0, 1]; a new domain for each episode
     total_steps: int = 1_000_000  # environment steps
     recent: int = 5  # M, episodes over which an agent's return is averaged for the election
 
@@ -123,14 +87,14 @@ class Args(RunArgs):
     teacher: Literal["best", "random"] = "best"  # who teaches
     distil: Literal["both", "policy", "critic"] = "both"  # what is taught
     reset_students: bool = False  # begin each phase with new networks for the students
-    distill_epochs: int = 5  # passes over the buffer in a phase
-    distill_updates: int = 0  # minibatches in a phase, in place of that many passes
-    distill_lr: float = 1e-3  # Adam's, in a phase
+    distil_epochs: int = 5  # passes over the buffer in a phase; Ours: the released code's number
+    distil_updates: int = 0  # minibatches in a phase, in place of that many passes
+    distil_lr: float = 1e-3  # Adam's, in a phase; Ours: the released code's
 
     # SAC
     learning_rate: float = 3e-4  # Adam's
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # part of the way to the critics that targets go at each update
+    tau: float = 0.005  # target update rate
     batch_size: int = 256  # transitions for an update, and for one of distillation
     buffer_size: int = 1_000_000  # transitions that are remembered, of all agents together
     warm_up: int = 10_000  # steps with random actions at the beginning
@@ -139,12 +103,9 @@ class Args(RunArgs):
     eps_te: tuple[float, ...] = (0.0,)  # randomisation levels of the test domains
     eval_domains: int = 20  # held-out domains for each level, one episode in each
     evaluate_every: int = 10_000  # environment steps between evaluations
-    checkpoint_every: int = 5  # rows of the log, of 1000 steps each, between checkpoints
 
-    # instead of training
-    figure: Literal["", *FIGURES] = ""  # draw it from the runs that exist
-    watch: str = ""  # a run's folder: show its policies in a window
-    gif: str = ""  # a run's folder: write policy.gif into it
+    # run
+    checkpoint_every: int = 5  # rows of the log, of 1000 steps each, between checkpoints
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -153,7 +114,7 @@ class Args(RunArgs):
 
 
 def glorot(module: nn.Module):
-    """Begin with weights uniform within +- sqrt(6 / (inputs + outputs)) and biases of 0."""
+    """Begin with weights uniform within +- sqrt(6 / (inputs + outputs)) and biases of 0 (Ours: the released code's)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
@@ -196,14 +157,18 @@ class TwinCritic(nn.Module):
 
 
 def gaussian_kl(p, q):
-    """KL(p || q) of diagonal Gaussians, each a pair (mean, log_std) of shape (N, act): (N,)."""
+    """KL(p || q) of diagonal Gaussians, each a pair mean (N, act), log_std (act,) or (N, act): (N,)."""
     (mean_p, log_std_p), (mean_q, log_std_q) = p, q
     terms = (2 * (log_std_p - log_std_q)).exp() + ((mean_p - mean_q) / log_std_q.exp()) ** 2
     return (0.5 * (terms - 1) + log_std_q - log_std_p).sum(-1)
 
 
 def policy_distillation_loss(student, teacher, obs):                                  # PIEKD Eq. (1), CIKD Eq. (1)
-    """Mean of KL(teacher || student) over the states obs (N, obs). Scalar."""
+    """Mean of KL(teacher || student) over the states obs (N, obs). Scalar.
+
+    Of the Gaussians before the squash: tanh is one-to-one, and a KL does not change when both variables go through the
+    same one-to-one map.
+    """
     with torch.no_grad():
         wanted = teacher(obs)
     return gaussian_kl(wanted, student(obs)).mean()
@@ -218,84 +183,74 @@ def critic_distillation_loss(student, teacher, obs, actions):                   
     return ((values - wanted) ** 2).mean()
 
 
-def policy_losses(student, teacher, obs):
-    """The loss of the student's actor, also as a metric."""
-    loss = policy_distillation_loss(student, teacher, obs)
-    return (loss,), (loss,)
-
-
-def critic_losses(student, teacher, obs, actions):
-    """The loss of the student's critic, also as a metric."""
-    loss = critic_distillation_loss(student, teacher, obs, actions)
-    return (loss,), (loss,)
-
-
 # ---------------------------------------------------------------------------------------------------------
 # One update: a phase of distillation
 # ---------------------------------------------------------------------------------------------------------
 
 
 class Standings:
-    """Who may teach, and when: how well each agent did of late (R_k), and the steps since the last phase (t_acc)."""
+    """Who acts, who may teach, and when: each agent's last returns (for R_k), steps since the last phase (t_acc)."""
 
     def __init__(self, agents: int, episodes: int):
         self.returns = np.full((agents, episodes), np.nan)  # of each agent's last episodes, the newest at the end
+        self.acting, self.counts = 0, False  # in the present episode; whether it is to count in the election
         self.steps_since, self.phases = 0, 0
 
-    def record(self, agent: int, episode_return: float):
-        self.returns[agent] = np.append(self.returns[agent, 1:], episode_return)
+    def record(self, episode_return: float):
+        """The present episode is over."""
+        self.returns[self.acting] = np.append(self.returns[self.acting, 1:], episode_return)
 
     def recent(self) -> np.ndarray:
         """Mean return of each agent's last episodes (K,), of fewer at the beginning; -inf for an agent without one."""
         return np.array([own[~np.isnan(own)].mean() if not np.isnan(own[-1]) else -np.inf for own in self.returns])
 
     def state_dict(self):
-        return {"returns": torch.as_tensor(self.returns), "steps_since": self.steps_since, "phases": self.phases}
+        return vars(self) | {"returns": torch.as_tensor(self.returns)}
 
     def load_state_dict(self, state):
-        self.returns[:] = state["returns"].numpy()
-        self.steps_since, self.phases = state["steps_since"], state["phases"]
+        vars(self).update(state | {"returns": state["returns"].numpy()})
 
 
 def elect(recent: np.ndarray, how: str, rng: np.random.Generator) -> int | None:
-    """The teacher: the best of late (of equals the first), or anybody; nobody, if none has finished an episode."""
+    """The teacher: the best of late (ties go to the first agent), or anybody; nobody if none finished an episode."""
     candidates = np.flatnonzero(recent > -np.inf)
     if len(candidates) == 0:
         return None
     return int(rng.choice(candidates)) if how == "random" else int(np.argmax(recent))
 
 
-def counter_after_phase(steps_since: int, args) -> int:
-    """Where counting goes on: PIEKD, line 21, begins anew; CIKD, line 20, keeps to multiples of the interval."""
-    return steps_since % args.interval if METHODS[args.method].multiples else 0
-
-
 def number_of_minibatches(buffer, args) -> int:
     """In a phase, for each student."""
-    return args.distill_updates or args.distill_epochs * (len(buffer) // args.batch_size)
+    return args.distil_updates or args.distil_epochs * (len(buffer) // args.batch_size)
 
 
 def minibatches_of_phase(buffer, args, rng: np.random.Generator):
-    """Passes over the whole buffer, each in a new order; what does not fill a minibatch is left out."""
+    """Passes over the whole buffer; what does not fill a minibatch is left out.
+
+    Ours: each pass in a new random order, where the released code takes consecutive transitions.
+    """
     each_pass = len(buffer) // args.batch_size
     for i in range(number_of_minibatches(buffer, args)):
         if i % each_pass == 0:
             order = rng.permutation(len(buffer))
-        ages = order[args.batch_size * (i % each_pass) : args.batch_size * (i % each_pass + 1)]
-        yield buffer.split(torch.as_tensor(buffer.at(ages), device=args.device))
+        yield buffer.at(order[args.batch_size * (i % each_pass) : args.batch_size * (i % each_pass + 1)])
 
 
 def distil(student, teacher, buffer, args, rng) -> list[float]:
-    """Train the student's policy and critic to be the teacher's; mean losses of both. Nothing else changes."""
-    actor_optimiser = Optimiser([student.actor], args.distill_lr, args)  # both are forgotten after the phase
-    critic_optimiser = Optimiser([student.critic], args.distill_lr, args)
+    """Train the student's policy and critic to be the teacher's; mean losses of both. Nothing else changes.
+
+    Ours: with an Adam of its own for each, forgotten after the phase. In the released code the students' go on with the
+    learning rate and the running means of the distillation.
+    """
+    actor_optimiser = Optimiser([student.actor], args.distil_lr, args)
+    critic_optimiser = Optimiser([student.critic], args.distil_lr, args)
     metrics = torch.zeros(2, device=args.device)
     for batch in minibatches_of_phase(buffer, args, rng):
         if args.distil != "critic":                                                        # PIEKD Alg. 1, line 19
-            metrics[:1] += actor_optimiser.minimise(policy_losses, student.actor, teacher.actor, batch.obs)
+            metrics[0] += actor_optimiser.minimise(policy_distillation_loss, student.actor, teacher.actor, batch.obs)
         if args.distil != "policy":                                                        # PIEKD Alg. 1, line 20
-            networks = student.critic, teacher.critic
-            metrics[1:] += critic_optimiser.minimise(critic_losses, *networks, batch.obs, batch.actions)
+            arguments = student.critic, teacher.critic, batch.obs, batch.actions
+            metrics[1] += critic_optimiser.minimise(critic_distillation_loss, *arguments)
     return (metrics / number_of_minibatches(buffer, args)).tolist()
 
 
@@ -307,57 +262,55 @@ def reset_networks(student, seed: int):
         student.critic.apply(glorot)
 
 
-@torch.no_grad()
-def follow(target: nn.Module, network: nn.Module, tau: float):
-    """One step of a target network, as after any update."""
-    for own, wanted in zip(target.parameters(), network.parameters()):
-        own.lerp_(wanted, tau)
-
-
 def teach(agents, teacher: int, buffer, args, phase_number: int, pool) -> list[list[float]]:
     """Bring all other agents nearer to the teacher, a thread for each; the mean losses (policy, critic) of every agent.
 
-    Students share nothing that changes, so the number of threads changes nothing.
+    Students share nothing that changes, so the number of threads changes nothing. Ours: a student keeps its temperature
+    and its own optimisers, also where its networks are copied or reset; its target critics are not distilled, but take
+    one step of their ordinary kind. So every ablation changes one thing.
     """
     losses, rngs = [[0.0, 0.0] for _ in agents], {}
     for k in (k for k in range(len(agents)) if k != teacher):
-        rngs[k] = np.random.default_rng([args.seed, k, phase_number, 3])
+        rngs[k] = generator(args.seed, k, phase_number, "phase")
         if args.reset_students:
             reset_networks(agents[k], int(rngs[k].integers(2**62)))
 
-    def lesson(k):
+    def teach_one(k):
         if args.share == "hardcopy":
             agents[k].actor.load_state_dict(agents[teacher].actor.state_dict())
             agents[k].critic.load_state_dict(agents[teacher].critic.state_dict())
         else:
             losses[k] = distil(agents[k], agents[teacher], buffer, args, rngs[k])
-        follow(agents[k].target_critic, agents[k].critic, args.tau)
+        agents[k].critic_optimiser.move_targets()
 
-    list(pool.map(lesson, rngs))
+    list(pool.map(teach_one, rngs))
     return losses
 
 
 def learn_on(agents, buffer, args, phase_number: int, pool):
-    """As many updates of each agent's own as a phase of distillation would have minibatches, and nothing shared."""
+    """As many updates of each agent's own as a phase of distillation would have minibatches, and nothing shared.
+
+    Of policy and critics, as the papers say, where the released code leaves the critics out.
+    """
     for k, agent in enumerate(agents):
-        rng = np.random.default_rng([args.seed, k, phase_number, 3])
+        rng = generator(args.seed, k, phase_number, "phase")
         for _ in range(number_of_minibatches(buffer, args)):
             agent.update(*sac_batch(buffer, args, rng), args, pool)
 
 
-def phase(agents, standings, buffer, envs, args, pool) -> list[dict]:
+def phase(agents, standings, buffer, run) -> list[dict]:
     """Share what there is to share, and begin to count anew; rows for distillation.csv, none if nobody taught."""
-    rows = []
+    args, rows = run.args, []
     if args.share == "extra":
-        learn_on(agents, buffer, args, standings.phases, pool)
+        learn_on(agents, buffer, args, standings.phases, run.pool)
     else:
-        recent, rng = standings.recent(), np.random.default_rng([args.seed, 0, standings.phases, 6])
+        recent, rng = standings.recent(), generator(args.seed, 0, standings.phases, "teacher")
         teacher = elect(recent, args.teacher, rng)                                         # PIEKD Alg. 1, line 18
         if teacher is None:
             return []  # wait until somebody has finished an episode
-        losses = teach(agents, teacher, buffer, args, standings.phases, pool)              # lines 19, 20
+        losses = teach(agents, teacher, buffer, args, standings.phases, run.pool)          # lines 19, 20
         policies = {k: squashed_policy(agent.actor) for k, agent in enumerate(agents)}
-        tests = evaluate(envs, policies, (min(args.eps_te),), args.eval_domains)
+        tests = evaluate(run.test_envs, policies, (min(args.eps_te),), args.eval_domains)
         for k, (policy_loss, critic_loss) in enumerate(losses):
             rows.append({
                 "agent": k, "teacher": teacher,
@@ -366,7 +319,8 @@ def phase(agents, standings, buffer, envs, args, pool) -> list[dict]:
                 "return": np.mean([row["return"] for row in tests if row["agent"] == k]),  # just after the phase
             })
     standings.phases += 1
-    standings.steps_since = counter_after_phase(standings.steps_since, args)               # line 21
+    remainder = standings.steps_since % args.interval
+    standings.steps_since = remainder if METHODS[args.method].keeps_remainder else 0       # line 21
     return rows
 
 
@@ -379,66 +333,58 @@ def train(args):
     """PIEKD's and CIKD's Algorithm 1; line numbers are PIEKD's."""
     method = METHODS[args.method]
     has_phases = method.distils or args.share == "extra"
-    if not method.alone and args.ensemble_size < 2:
+    if not method.one_agent and args.ensemble_size < 2:
         fail(f"--method {args.method} needs an --ensemble-size of at least 2: --method vanilla is one agent")
     if has_phases and args.interval > args.total_steps - args.warm_up:
         fail(f"--total-steps {args.total_steps} end before --warm-up {args.warm_up} and --interval {args.interval}")
-    envs, pool = make_envs(args, args.threads + 1), thread_pool(args.threads)
-    obs_size, scale = envs[0].observation_space.shape[0], symmetric_action_scale(envs[0])
-    numbers = range(1 if method.alone else args.ensemble_size)
-    agents = [                                                                  # part i: with different initialisations
-        SACAgent(SquashedActor(obs_size, scale), TwinCritic(obs_size, len(scale)), args) for _ in numbers
-    ]
-    standings = Standings(len(numbers), args.recent)
-    buffer = ReplayBuffer(obs_size, len(scale), min(args.buffer_size, args.total_steps))
-    stream = Stream(envs[-1], args.seed, 0, buffer)
-
+    if has_phases and args.batch_size > min(args.buffer_size, args.total_steps):
+        fail(f"--batch-size {args.batch_size} is more than the buffer ever holds: no phase could have a minibatch")
     run = Run(args, "piekd_cikd")
-    parts = {f"agent{k}": agent for k, agent in enumerate(agents)}
-    parts |= {"standings": standings, "buffer": buffer, "stream": stream}
-    for iteration in run.iterations(parts, ROW, args.warm_up):
-        acting = np.random.default_rng([args.seed, 0, iteration, 1])
-        rngs = [np.random.default_rng([args.seed, k, iteration]) for k in numbers]
-        metrics = torch.zeros(len(agents), len(SAC_METRICS), device=args.device)
+    args, stream = run.args, Stream(run.envs[0], run.args, 0)
+    buffer, obs_size, scale = stream.buffer, len(stream.obs), stream.action_scale
+    numbers = range(1 if method.one_agent else args.ensemble_size)
+    agents = [SACAgent(SquashedActor(obs_size, scale), TwinCritic(obs_size, len(scale)), args) for _ in numbers]
+    standings = Standings(len(numbers), args.recent)
+
+    parts = {f"agent{k}": agents[k] for k in numbers} | {"standings": standings, "stream": stream}
+    for iteration in run.iterations(parts, ROW):
+        acting = generator(args.seed, 0, iteration, "acting")
+        rngs = [generator(args.seed, k, iteration) for k in numbers]
+        metrics = torch.zeros(len(agents), len(SACAgent.METRICS), device=args.device)
         updates, returns = 0, [[] for _ in numbers]
         for step in range(ROW * iteration, ROW * (iteration + 1)):
-            # Line 9. The key holds the episode, so that this is one agent from its beginning to its end.
-            chosen = int(np.random.default_rng([args.seed, 0, stream.episode, 5]).integers(len(agents)))
+            if not stream.actions:  # an episode begins; Ours: it counts if an agent will have acted in all of it
+                standings.acting = int(generator(args.seed, 0, stream.episode, "turn").integers(len(agents)))  # line 9
+                standings.counts = step >= args.warm_up
             if step < args.warm_up:
                 action = acting.uniform(-scale, scale).astype(np.float32)
             else:
                 noise = acting.standard_normal(len(scale), dtype=np.float32)
-                action = squashed_policy(agents[chosen].actor)(stream.obs, noise)
-            began = step - stream.steps
+                action = squashed_policy(agents[standings.acting].actor)(stream.obs, noise)
             finished = stream.step(action)                                                       # lines 10, 11
             if step >= args.warm_up:
-                for k, (agent, rng) in enumerate(zip(agents, rngs)):
-                    metrics[k] += agent.update(*sac_batch(buffer, args, rng), args, pool)        # lines 12, 13
+                for k, (agent, rng) in enumerate(zip(agents, rngs)):  # Ours: each has a minibatch of its own
+                    metrics[k] += agent.update(*sac_batch(buffer, args, rng), args, run.pool)    # lines 12, 13
                 updates += 1
                 standings.steps_since += 1                                                       # line 15
             if finished is None:
                 continue
-            returns[chosen].append(finished)
-            if began >= args.warm_up:  # the agent acted in it from its beginning
-                standings.record(chosen, finished)                                               # line 14
-            if has_phases and standings.steps_since >= args.interval and len(buffer) >= args.batch_size:  # line 17
-                rows = phase(agents, standings, buffer, envs[:-1], args, pool)
-                if rows:
+            returns[standings.acting].append(finished)
+            if standings.counts:
+                standings.record(finished)                                                       # line 14
+            # Line 17. Ours: at the end of an episode, where the released code distils in the middle of one.
+            if has_phases and standings.steps_since >= args.interval and len(buffer) >= args.batch_size:
+                if rows := phase(agents, standings, buffer, run):
                     run.write("distillation.csv", rows, step + 1)
         last = np.where(np.isnan(standings.returns[:, -1]), stream.last_return, standings.returns[:, -1])
         for k, agent in enumerate(agents):
-            run.log(k, agent, {
-                # Mean over this agent's episodes that ended in these steps, random ones too; if none, its last counted
-                # one; if it has none, the ensemble's last one.
-                "return": np.mean(returns[k] or [last[k]]),
-                "episodes": len(returns[k]),
-                **dict(zip(SAC_METRICS, (metrics[k] / max(updates, 1)).tolist())),  # means over updates; 0 if none
-            })
+            # Mean over this agent's episodes that ended in these steps, random ones too; if none, its last counted one;
+            # if it has none, the ensemble's last one. Metrics: means over updates, 0 if none.
+            row = {"return": np.mean(returns[k] or [last[k]]), "episodes": len(returns[k])}
+            run.log(k, agent, row, metrics[k] / max(updates, 1))
         if run.evaluation_due or run.step // args.evaluate_every > (run.step - ROW) // args.evaluate_every:
             policies = {k: squashed_policy(agent.actor) for k, agent in enumerate(agents)}
-            run.evaluate(envs[:-1], policies)
-        if run.last:
-            run.snapshot([agent.actor for agent in agents])
+            run.evaluate(policies, [agent.actor for agent in agents] if run.last else [])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -476,7 +422,7 @@ def look_up(args, lines: dict[str, dict]) -> dict[str, list]:
     """Finished runs of each line of a figure, by label; {method} in it is that of the figure's paper."""
     method = args.figure.split("-")[0]
     wanted = {label.format(method=method.upper()): {"method": method} | changes for label, changes in lines.items()}
-    return select_runs(args, "piekd_cikd", wanted)
+    return find_runs(args, "piekd_cikd", wanted)
 
 
 def by_agent(run, eps: float) -> tuple[np.ndarray, np.ndarray]:
@@ -570,6 +516,8 @@ def figure_cikd_9(args):
     return figure, args.env
 
 
+FIGURES = dict.fromkeys(CURVES, figure_curves) | {"cikd-5": figure_cikd_5, "cikd-9": figure_cikd_9}
+
+
 if __name__ == "__main__":
-    figures = dict.fromkeys(CURVES, figure_curves) | {"cikd-5": figure_cikd_5, "cikd-9": figure_cikd_9}
-    launch(Args, train, figures, load_policies)
+    launch(Args, train, FIGURES, load_policies)

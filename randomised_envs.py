@@ -49,6 +49,7 @@ import copy
 import dataclasses
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium as gym
 import mujoco
@@ -125,7 +126,7 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._nominal, self._nominal_qpos = copy.copy(self.model), env.unwrapped.init_qpos.copy()
         self._scratch = mujoco.MjData(self.model)
         self.hinges = np.flatnonzero(self.model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE)
-        self._root, self._root_x, self._root_sign = self._find_root()
+        self.root, self._root_x, self._root_sign = self._find_root()
         self._mass_entries = self._find_mass_entries()
 
     @property
@@ -141,6 +142,10 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def data(self) -> mujoco.MjData:
         return self.env.unwrapped.data
 
+    def sample_domain(self, eps: float, rng: np.random.Generator) -> Domain:
+        """A domain of level `eps`, with this environment's reading of the initial position."""
+        return sample_domain(eps, rng, self.position_draws)
+
     def reset(self, *, seed=None, options=None):
         if seed is not None:
             # Not default_rng(seed): the environment draws its initial state from that very stream, and the
@@ -149,14 +154,14 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         options = dict(options or {})
         domain = options.pop("domain", None)
         if domain is None:
-            domain = sample_domain(self.eps, self._rng, self.position_draws) if self.eps > 0 else Domain()
+            domain = self.sample_domain(self.eps, self._rng) if self.eps > 0 else Domain()
         self._enter(domain)
         obs, info = self.env.reset(seed=seed, options=options or None)
         # After the reset, which clears all applied forces.
         if self._root_x is not None:
             self.data.qfrc_applied[self.model.jnt_dofadr[self._root_x]] = domain.wind * self._root_sign
         else:
-            self.data.xfrc_applied[self._root, 0] = domain.wind
+            self.data.xfrc_applied[self.root, 0] = domain.wind
         return self._hide_mass(obs), info | {"domain": domain}
 
     def step(self, action):
@@ -239,8 +244,15 @@ def make_env(env_id: str, eps: float = 0.0, init: str = "root", **kwargs) -> Ran
         with warnings.catch_warnings():
             # The papers' tasks are v2 to v4 and stay the default.
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
-            env = gym.make(env_id, **kwargs)
-        return RandomisedEnv(env, eps, init)
+            env = RandomisedEnv(gym.make(env_id, **kwargs), eps, init)
+        if renderer := env.unwrapped.mujoco_renderer:  # follows the robot, which would leave the picture otherwise
+            follow = {"type": int(mujoco.mjtCamera.mjCAMERA_TRACKING), "trackbodyid": env.root}
+            renderer.default_cam_config = (renderer.default_cam_config or {}) | follow
+            renderer.camera_id = None  # which would set the camera free again
+        for space in (env.action_space, env.observation_space):
+            if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+                raise ValueError(f"actions and observations must be vectors, but one is of {space}")
+        return env
     except Exception as error:  # of whatever type: Gymnasium, MuJoCo and the environment each raise their own
         raise ValueError(f"cannot make {env_id}: {' '.join(str(error).split())}") from error
     finally:
@@ -253,6 +265,99 @@ def _warn(text):
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Testing a policy in held-out domains
+# ---------------------------------------------------------------------------------------------------------
+
+HELD_OUT = 2**32 - 1  # no training run is keyed by it: seeds are smaller
+FRAMES_PER_SECOND, SECONDS = 15, 4  # of a film
+
+
+def held_out_domains(eps: float, number: int, hinges: int | None = None) -> list[Domain]:
+    """The test domains of randomisation level eps: always the same ones, whoever asks. hinges: see sample_domain."""
+    rngs = [np.random.default_rng([HELD_OUT, round(eps * 10_000), i]) for i in range(number)]
+    return [sample_domain(eps, rng, hinges) for rng in rngs]
+
+
+def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int, frames: list | None = None) -> float:
+    """Undiscounted return of one episode of policy(obs) -> action, which is clipped to the action space.
+
+    frames: gets pictures of the first seconds.
+    """
+    low, high = env.action_space.low, env.action_space.high
+    obs, _ = env.reset(seed=seed, options={"domain": domain})
+    total, over = 0.0, False
+    while not over:
+        if frames is not None and len(frames) < min(SECONDS, env.data.time + 1e-6) * FRAMES_PER_SECOND:
+            frames.append(env.render())
+        obs, reward, terminated, truncated, _ = env.step(np.minimum(np.maximum(policy(obs), low), high))
+        total, over = total + float(reward), terminated or truncated
+    return total
+
+
+def episode_returns(envs: list[RandomisedEnv], jobs: list[tuple]) -> list[float]:
+    """Return of one episode for each job (policy, domain, seed), whatever the number of environments, a thread each."""
+    number = len(envs)
+    with ThreadPoolExecutor(number) as pool:
+        each = pool.map(lambda k: [episode_return(envs[k], *job) for job in jobs[k::number]], range(number))
+        parts = list(each)  # a list, so that errors are raised here
+    return [parts[i % number][i // number] for i in range(len(jobs))]
+
+
+def evaluate(envs: list[RandomisedEnv], policies: dict, eps_te: tuple[float, ...], number: int) -> list[dict]:
+    """An episode of each policy {agent: policy} in each of `number` held-out domains of each level.
+
+    The table of returns, by rows: they have agent, eps_te, domain (its number) and return.
+    """
+    domains = {eps: held_out_domains(eps, number, envs[0].position_draws) for eps in eps_te}
+    places = [(agent, eps, i) for agent in policies for eps in eps_te for i in range(number)]
+    returns = episode_returns(envs, [(policies[agent], domains[eps][i], i) for agent, eps, i in places])
+    names = "agent", "eps_te", "domain", "return"
+    return [dict(zip(names, (*place, value))) for place, value in zip(places, returns)]
+
+
+def bootstrap(values, draws: int = 2000) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of values (n,)."""
+    picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
+    low, high = np.percentile(np.asarray(values)[picks].mean(1), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def print_table(rows):
+    """Return by agent and level: mean over the held-out domains +- standard deviation. rows: those of `evaluate`."""
+    returns = {}
+    for row in rows:
+        returns.setdefault(row["agent"], {}).setdefault(row["eps_te"], []).append(row["return"])
+    print("return of the deterministic policy in held-out domains, mean +- standard deviation over domains,")
+    print("by eps_te, the level of their randomisation:")
+    print("eps_te " + "".join(f"{eps:>16g}" for eps in returns[row["agent"]]))
+    for agent, own in returns.items():
+        cells = (f"{np.mean(each):>8.0f} +-{np.std(each):>5.0f}" for each in own.values())
+        print(f"{agent_name(agent):7}" + "".join(cells))
+
+
+def agent_name(agent: float) -> str:
+    """In tables and figures; -1 is a central policy."""
+    return "central" if agent == -1 else f"agent {agent:.0f}"
+
+
+def save_gif(films: list[list[np.ndarray]], rows: list[str], path: str):
+    """A row of films with each label; a film that ends early keeps its last frame."""
+    from matplotlib.animation import ArtistAnimation, PillowWriter
+    from matplotlib.figure import Figure
+
+    length, columns = max(map(len, films)), len(films) // len(rows)
+    figure = Figure(figsize=(1.15 * columns + 0.3, 1.15 * len(rows) + 0.2), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, label in zip(axes, rows):
+        row[0].set_ylabel(label, fontsize=8)
+    for i, axis in enumerate(axes.flat):
+        axis.set(xticks=[], yticks=[], xlabel=f"domain {i % columns + 1}" if i >= len(films) - columns else "")
+    frames = [[axis.imshow(film[min(i, len(film) - 1)]) for axis, film in zip(axes.flat, films)] for i in range(length)]
+    ArtistAnimation(figure, frames).save(path, PillowWriter(fps=FRAMES_PER_SECOND), dpi=100)
+    print(f"moving picture: {path}")
+
+
+# ---------------------------------------------------------------------------------------------------------
 # The demonstration: what does randomisation do?
 # ---------------------------------------------------------------------------------------------------------
 
@@ -260,10 +365,10 @@ def _warn(text):
 def play(env: RandomisedEnv, actions: np.ndarray, domain: Domain, seed: int = 0) -> np.ndarray:
     """The root's x in m, shape (T + 1,), when `actions` (T, act) are played in `domain`."""
     env.reset(seed=seed, options={"domain": domain})
-    path = [env.data.xpos[env._root, 0]]
+    path = [env.data.xpos[env.root, 0]]
     for action in actions:
         env.step(action)  # past a fall too: it is the physics that is to be seen
-        path.append(env.data.xpos[env._root, 0])
+        path.append(env.data.xpos[env.root, 0])
     return np.array(path)
 
 

@@ -11,14 +11,13 @@ its standard error over domains.
 import csv
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from baselines import NOT_IN_NAME, SavedRun, finished_runs, where  # noqa: E402
+from baselines import NOT_IN_NAME, SavedRun  # noqa: E402
 
 TABLE, LEVELS = HERE / "results.csv", (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
 COLUMNS = ["command", "commit", "step", "training_return"]
@@ -44,8 +43,8 @@ def rows_of(run: SavedRun):
         row = {"command": command_of(run), "commit": commit.stdout.strip(), "step": int(step)}
         row["training_return"] = f"{returns[steps == step][0]:.1f}"
         for eps in LEVELS:
-            here = where(test, step=step, eps_te=eps)
-            means = [where(here, domain=domain)["return"].mean() for domain in np.unique(here["domain"])]
+            here = test[(test["step"] == step) & (test["eps_te"] == eps)]
+            means = [here["return"][here["domain"] == domain].mean() for domain in np.unique(here["domain"])]
             if means:
                 row[f"return_{eps:g}"] = f"{np.mean(means):.1f}"
                 row[f"error_{eps:g}"] = f"{np.std(means, ddof=1) / np.sqrt(len(means)):.1f}"
@@ -59,7 +58,8 @@ if __name__ == "__main__":
         if not known:
             writer.writeheader()
         for folder in sys.argv[1:] or ["runs"]:
-            for run in finished_runs(Namespace(runs=folder), "*"):
+            for file in sorted(Path(folder).glob("*/figure.png")):  # the last thing that a run writes
+                run = SavedRun(file.parent)
                 if command_of(run) not in known:
                     writer.writerows(rows_of(run))
                     print(command_of(run))

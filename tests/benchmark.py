@@ -45,10 +45,17 @@ def replay(env, domain, data, seed) -> None:
             env.reset(options=options)
 
 
+def skip_the_end_of_runs():
+    """No run draws and prints what it has found."""
+    import baselines
+
+    baselines.SavedRun.draw, baselines.print_table = lambda self: None, lambda rows: None
+
+
 def measure_main_job(args, compiled: bool, warm_up: int = 5) -> dict:
     """Run p2pdrl.train, and after each iteration its physics again; medians over iterations after warm-up."""
     import p2pdrl
-    from baselines import Run, SavedRun, set_up_torch
+    from baselines import Run
 
     rollout, iterations_of = p2pdrl.rollout, Run.iterations
     calls, seconds, pool = [], [], ThreadPoolExecutor(os.cpu_count())
@@ -70,15 +77,12 @@ def measure_main_job(args, compiled: bool, warm_up: int = 5) -> dict:
             calls.clear()
 
     p2pdrl.rollout, Run.iterations = noted_rollout, timed_iterations
-    SavedRun.draw = SavedRun.print_table = lambda self: None
+    skip_the_end_of_runs()
     with tempfile.TemporaryDirectory() as folder:
-        settings = p2pdrl.Args(
-            env=args.env, method=args.method, agents=args.agents, compile=compiled, learning_rate=1e-4,
-            total_steps=4096 * (args.iterations + warm_up), threads=os.cpu_count(), runs=folder, evaluations=1,
-            eval_domains=1, eps_te=(0.2,),
-        )  # fmt: skip
-        set_up_torch(settings)
-        p2pdrl.train(settings)
+        p2pdrl.train(p2pdrl.Args(
+            env=args.env, method=args.method, agents=args.agents, compile=compiled, runs=folder, evaluations=1,
+            total_steps=4096 * (args.iterations + warm_up), eval_domains=1, eps_te=(0.2,),
+        ))  # fmt: skip
     total, physics = np.array(seconds[warm_up:-1]).T  # the last iteration holds the evaluation
     return {"rate": 4096 / np.median(total), "alone": 4096 / np.median(physics), "ratio": np.median(physics / total)}
 
@@ -88,23 +92,23 @@ def measure_learner(args, module: str, command: str, interval: int, warm_up: int
 
     interval: steps between progress lines. agents: how many learn at each of the steps that are counted.
     """
-    from baselines import Run, SavedRun, launch
+    from baselines import Run, launch
 
     marks, iterations_of = [], Run.iterations
 
-    def timed_iterations(self, parts, steps, *rest):
-        for iteration in iterations_of(self, parts, steps, *rest):
+    def timed_iterations(self, parts, steps):
+        for iteration in iterations_of(self, parts, steps):
             yield iteration
             marks.append(((iteration + 1) * steps, time.perf_counter()))
 
     Run.iterations = timed_iterations
-    SavedRun.draw = SavedRun.print_table = lambda self: None
+    skip_the_end_of_runs()
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = [f"{module}.py", *command.split(), "--env", args.env, "--runs", folder]
         sys.argv += ["--total-steps", str(warm_up + args.steps + interval), "--warm-up", "1000"]
         sys.argv += "--eval-domains 1 --eps-te 0 --checkpoint-every 5".split()
         script = importlib.import_module(module)
-        script.main() if module == "baselines" else launch(script.Args, script.train, {})
+        script.main() if module == "baselines" else launch(script.Args, script.train, {}, None)
     kept = [mark for mark in marks[:-1] if mark[0] >= warm_up]  # the last iteration holds the evaluation
     (first, began), (last, ended) = kept[0], kept[-1]
     rate = (last - first) / (ended - began)
@@ -113,23 +117,22 @@ def measure_learner(args, module: str, command: str, interval: int, warm_up: int
 
 def measure_distillation(args) -> dict:
     """Minibatches by the second with which piekd_cikd.py teaches all students, after two phases for warm-up."""
-    from baselines import ReplayBuffer, SACAgent, make_envs, set_up_torch, symmetric_action_scale, thread_pool
+    from baselines import Run, SACAgent, Stream
     from piekd_cikd import Args, SquashedActor, TwinCritic, teach
 
-    settings = Args(env=args.env, threads=os.cpu_count(), distill_updates=args.steps // 4)
-    set_up_torch(settings)
-    (env,) = make_envs(settings, 1)
-    obs_size, scale = env.observation_space.shape[0], symmetric_action_scale(env)
+    run = Run(Args(env=args.env, buffer_size=100_000, distil_updates=args.steps // 4), "piekd_cikd")
+    stream = Stream(run.envs[0], run.args, 0)
+    obs_size, scale, buffer = len(stream.obs), stream.action_scale, stream.buffer
     networks = [(SquashedActor(obs_size, scale), TwinCritic(obs_size, len(scale))) for _ in range(3)]
-    agents = [SACAgent(*each, settings) for each in networks]
-    buffer = ReplayBuffer(obs_size, len(scale), 100_000)
-    buffer.rows[:] = np.random.default_rng(0).standard_normal(buffer.rows.shape, dtype=np.float32)
+    agents = [SACAgent(*each, run.args) for each in networks]
+    entries = buffer.rows.view(np.float32)
+    entries[:] = np.random.default_rng(0).standard_normal(entries.shape, dtype=np.float32)
     buffer.count = len(buffer.rows)
     for phase in range(3):
         began = time.perf_counter()
-        teach(agents, 0, buffer, settings, phase, thread_pool(settings.threads))
+        teach(agents, 0, buffer, run.args, phase, run.pool)
         seconds = time.perf_counter() - began
-    return {"rate": settings.distill_updates * (len(agents) - 1) / seconds}
+    return {"rate": run.args.distil_updates * (len(agents) - 1) / seconds}
 
 
 def measure_rival(args, package: str, algorithm: str, warm_up: int, layers, **settings) -> dict:

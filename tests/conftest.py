@@ -17,14 +17,15 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Runs go below the current directory, and so does MuJoCo's log."""
+    """Runs go below the current directory, and so does MuJoCo's log; nothing is compiled unless a test says so."""
     monkeypatch.chdir(tmp_path)
+    torch.compiler.set_stance("force_eager")
 
 
 @pytest.fixture
 def quiet(monkeypatch):
     """A run that is finished draws and prints nothing."""
-    from baselines import SavedRun
+    import baselines
 
-    monkeypatch.setattr(SavedRun, "draw", lambda run: None)
-    monkeypatch.setattr(SavedRun, "print_table", lambda run: None)
+    monkeypatch.setattr(baselines.SavedRun, "draw", lambda run: None)
+    monkeypatch.setattr(baselines, "print_table", lambda rows: None)

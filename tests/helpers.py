@@ -40,7 +40,7 @@ def stop_and_go_on(train, args, at):
 
 def write_run(args, script, policies=None, **tables):
     """A finished run's folder by hand: networks by step, and tables {name without .csv: [header, *rows]}."""
-    path = Path(args.runs) / baselines.run_name(args, script)
+    path = Path(args.runs) / baselines.run_name(args, script, args.seed)
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps({"settings": vars(args)}))
     for name, rows in tables.items():

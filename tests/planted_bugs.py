@@ -60,8 +60,8 @@ BUGS = [
         last rows of log.csv one agent's `distillation` is below 0, which no KL can be.""",
         "python p2pdrl.py --env Hopper-v4 --total-steps 1e5",
         "p2pdrl.py",
-        "    variances = (2 * (log_std - other_log_std)).exp()",
-        "    variances = (log_std - other_log_std).exp()",
+        "    terms = (2 * (log_std_p - log_std_q)).exp()",
+        "    terms = (log_std_p - log_std_q).exp()",
         "test_p2pdrl.py::test_gaussian_kl",
         """A ratio of standard deviations where that of variances belongs. The formula is still 0 where the policies are
         equal, but this is no longer its minimum: both become wider, and it falls below 0.""",
@@ -71,8 +71,8 @@ BUGS = [
         log.csv, is 0.0002. Here it grows to about 0.5, and returns and KL are those of alpha 0, digit by digit.""",
         "for a in 0 10; do python p2pdrl.py --env Hopper-v4 --total-steps 1e5 --alpha $a; done",
         "p2pdrl.py",
-        "gaussian_kl(*policy, *(x.detach() for x in peer(obs))).mean() for peer in peers]",
-        "gaussian_kl(*(x.detach() for x in policy), *peer(obs)).mean() for peer in peers]",
+        "        teacher = tuple(each.detach() for each in teacher)\n",
+        "        own = tuple(each.detach() for each in own)\n",
         "test_p2pdrl.py::test_gradients_are_those_of_eq_4_and_of_the_critics_error",
         """The wrong side is detached. The loss is computed, logged and plausible, and has no gradient by the parameters
         that it is meant for. A test of a loss looks at its gradient, too.""",
@@ -133,8 +133,8 @@ BUGS = [
         value is lower, finds its peer better in none (without the bug the shares are 0.7 to 0.8, and 0.3 to 0.6).""",
         "python dpd.py --env HalfCheetah-v4 --total-steps 6e4 --evaluations 1",
         "dpd.py",
-        "        better = unit * peer.state_value(obs) - learner.state_value(obs)\n",
-        "        better = learner.state_value(obs) - unit * peer.state_value(obs)\n",
+        "        return peer.critic(obs, peer.actor(obs)) - self.critic(obs, self.actor(obs))\n",
+        "        return self.critic(obs, self.actor(obs)) - peer.critic(obs, peer.actor(obs))\n",
         "test_dpd.py::test_a_step_of_distillation_the_ordinary_way",
         """With the sign turned, each learner imitates its peer where the peer is worse. Nothing diverges, and the
         differences between seeds are large enough to hide it.""",
@@ -181,15 +181,15 @@ BUGS = [
         them, and 2000 for the one that taught. In log.csv the critic_loss of these two is a fifth above the
         teacher's in the last row; without the bug all are within a tenth.""",
         """
-        python piekd_cikd.py --env Hopper-v4 --warm-up 1000 --interval 1000 --total-steps 3000 --distill-updates 200
+        python piekd_cikd.py --env Hopper-v4 --warm-up 1000 --interval 1000 --total-steps 3000 --distil-updates 200
         python - <<'END'
         import pathlib, torch
         checkpoint = torch.load(next(pathlib.Path("runs").glob("piekd*/checkpoint.pt")))
         for agent in ("agent0", "agent1", "agent2"):
-            print(agent, checkpoint["parts"][agent]["critic_optimiser.adams.0.steps"])
+            print(agent, checkpoint["parts"][agent]["critic_optimiser.steps"])
         END""",
         "piekd_cikd.py",
-        "    critic_optimiser = Optimiser([student.critic], args.distill_lr, args)\n",
+        "    critic_optimiser = Optimiser([student.critic], args.distil_lr, args)\n",
         "    critic_optimiser = student.critic_optimiser\n",
         "test_piekd_cikd.py::test_distillation_the_ordinary_way",
         """Adam's running means are state. After a phase they are those of another loss, when the agent goes on with its

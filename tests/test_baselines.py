@@ -5,10 +5,14 @@ loops with plain ones of the test's own.
 """
 
 import copy
+import dataclasses
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -17,12 +21,11 @@ from torch import nn
 import baselines
 from baselines import (
     Batch, DDPGAgent, DDPGArgs, GaussianActor, Optimiser, PPOAgent, PPOArgs, ReplayBuffer, RunningNorm, SACAgent,
-    SACArgs, SavedRun, Stream, Transitions, ValueCritic, bootstrap, compare, ddpg_actor_loss, ddpg_critic_loss,
-    ddpg_targets, discounted_sums, episode_returns, evaluate, gae, held_out_domains, make_batch, numpy_policy,
-    ppo_loss, ppo_losses, rollout, shuffle, thread_pool, value_loss,
+    SACArgs, SavedRun, Stream, Transitions, ValueCritic, ddpg_actor_loss, ddpg_critic_loss, ddpg_targets,
+    discounted_sums, find_runs, gae, make_batch, numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss,
 )  # fmt: skip
 from helpers import finite_difference, flat, stop_and_go_on, write_run
-from randomised_envs import Domain, make_env, sample_domain
+from randomised_envs import Domain, evaluate, make_env, sample_domain
 
 OBS, ACT = 11, 3  # sizes of observations and actions, Hopper's
 SCALE = np.array([1.0, 0.4, 2.0], np.float32)
@@ -76,7 +79,6 @@ def nod(obs):
 def train(loop, args):
     """Log, evaluation and the checkpoint's parts of a run that is stopped in its last iteration and started again."""
     args.checkpoint_every = 1
-    baselines.set_up_torch(args)
     stop_and_go_on(loop, args, at=args.total_steps)
     (path,) = Path("runs").iterdir()
     run = SavedRun(path)
@@ -162,44 +164,71 @@ def test_a_gradient_step_is_adam_on_each_networks_own_loss(compiled):
     """Three steps against torch: gradients of each loss by its own network, norms clipped apart, Adam; targets follow.
 
     The first loss depends on the second network too, which must not feel it. Gradients are so small that eps counts.
-    Nothing moves in the first half of a step.
+    In one call or in two, of which the first changes nothing.
     """
-    args = PPOArgs(compile=compiled)
+    args, counters = PPOArgs(compile=compiled), torch._dynamo.utils.counters["stats"]
+    torch.compiler.set_stance("default")
     baselines.set_up_torch(args)
     torch.manual_seed(0)
-    fast = first, second, target = nn.Linear(4, 2), nn.Linear(4, 2), nn.Linear(4, 2)
-    slow, rates = copy.deepcopy(fast), [1e-2, 3e-3]
+    whole = nn.ModuleList(nn.Linear(4, 2) for _ in range(3))
+    halves, slow, rates, graphs = copy.deepcopy(whole), copy.deepcopy(whole), [1e-2, 3e-3], counters["unique_graphs"]
     adams = [torch.optim.Adam(network.parameters(), lr=rate, eps=1e-5) for network, rate in zip(slow, rates)]
-    optimiser = Optimiser([first, second], rates, args, eps=1e-5, max_grad_norm=1e-3, targets=[target], tau=0.2)
+    optimisers = []
+    for first, second, target in (whole, halves):
+        optimisers.append(Optimiser([first, second], rates, args, 1e-5, 1e-3, [target], 0.2))
 
     def losses(one, other, x):
-        return ((one(x) * other(x)).mean(), (other(x) ** 2).mean()), (one(x).sum(),)
+        return ((one(x) * other(x)).mean(), (other(x) ** 2).mean()), one(x).sum()[None]
 
     for step in range(3):
         x = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
-        values, (metric,) = losses(*slow[:2], x)
-        before = [flat(network) for network in fast]
-        new, metrics = optimiser.compute(losses, first, second, x)
-        assert all(torch.equal(flat(network), old) for network, old in zip(fast, before))
-        optimiser.assign(new)
+        values, metric = losses(*slow[:2], x)
+        metrics = optimisers[0].minimise(losses, *whole[:2], x)
+        before = copy.deepcopy([halves.state_dict(), optimisers[1].state_dict()])
+        gradients, same_metrics = optimisers[1].gradients(losses, *halves[:2], x)
+        for old, module in zip(before, (halves, optimisers[1])):
+            assert all(torch.equal(value, old[name]) for name, value in module.state_dict().items())
+        optimisers[1].step(gradients)
         slow_steps(values, adams, max_norm=1e-3)
         slow_follow(slow[2], slow[0], 0.2)
-        torch.testing.assert_close(metrics, metric.detach()[None], rtol=1e-4, atol=1e-5)
-        assert not metrics.requires_grad
-    for network, expected in zip(fast, slow):
-        torch.testing.assert_close(flat(network), flat(expected), rtol=0, atol=1e-6)
+        for each in (metrics, same_metrics):
+            torch.testing.assert_close(each, metric.detach(), rtol=1e-4, atol=1e-5)
+            assert not each.requires_grad
+    for fast in (whole, halves):
+        for network, expected in zip(fast, slow):
+            torch.testing.assert_close(flat(network), flat(expected), rtol=0, atol=1e-6)
+    assert compiled or torch.equal(flat(whole), flat(halves))
+    assert (counters["unique_graphs"] > graphs) == args.compile and args.compile <= compiled
 
 
-def test_neighbours_in_memory_are_not_yet_one_vector():
-    """Where parameters happen to lie next to each other, as they do on a GPU, each still has a memory of its own."""
-    memory = np.arange(6, dtype=np.float32)
-    layer = nn.Linear(2, 2)
-    layer.weight.data, layer.bias.data = torch.from_numpy(memory[:4]).view(2, 2), torch.from_numpy(memory[4:])
-    vector = baselines.one_vector(layer)
-    assert vector.tolist() == [0, 1, 2, 3, 4, 5]
-    vector += 1
-    assert flat(layer).tolist() == [1, 2, 3, 4, 5, 6]
-    assert baselines.one_vector(layer).data_ptr() == vector.data_ptr()
+@pytest.mark.parametrize("with_metrics", [False, True])
+def test_a_single_loss_needs_no_tuple(with_metrics):
+    """It is its own metric if there is no other; the step is that of torch's Adam."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 2), torch.randn(6, 4)
+    slow, optimiser = copy.deepcopy(net), Optimiser([net], 1e-2, PPOArgs())
+    adam = torch.optim.Adam(slow.parameters(), lr=1e-2)
+
+    def loss(net, x):
+        value = net(x).square().mean()
+        return (value, torch.stack([value, x.sum()])) if with_metrics else value
+
+    for _ in range(3):
+        expected = slow(x).square().mean()
+        metrics = optimiser.minimise(loss, net, x)
+        torch.testing.assert_close(metrics, torch.stack([expected, x.sum()]) if with_metrics else expected)
+        slow_steps([expected], [adam])
+    torch.testing.assert_close(flat(net), flat(slow), rtol=0, atol=1e-6)
+
+
+def test_targets_move_by_tau():
+    """One step of a part tau of the way from where they are, each to the network in its place."""
+    networks, targets = ([nn.Linear(4, 2) for _ in range(2)] for _ in range(2))
+    expected = [torch.lerp(flat(target), flat(network), 0.3) for target, network in zip(targets, networks)]
+    before = [flat(network) for network in networks]
+    Optimiser(networks, 1e-3, PPOArgs(), targets=targets, tau=0.3).move_targets()
+    assert all(torch.equal(flat(target), value) for target, value in zip(targets, expected))
+    assert all(torch.equal(flat(network), value) for network, value in zip(networks, before))
 
 
 @pytest.mark.parametrize("algo", ["ppo", "ddpg"])
@@ -223,7 +252,7 @@ def test_the_policy_in_numpy_is_a_snapshot_of_the_actor(algo):
     assert not np.allclose(numpy_policy(actor)(obs[0]), before)
 
 
-# Rollouts and evaluation ---------------------------------------------------------------------------------
+# Rollouts ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("steps", "limit", "ended_by"), [(80, 8, {"death", "limit"}), (5, 1000, set())])
@@ -257,36 +286,6 @@ def test_rollout_is_a_plain_loop(steps, limit, ended_by):
     assert kinds == ended_by and not (died or out_of_time)
     assert np.abs(data.actions).max() > 1
     assert data.obs.dtype == data.next_obs.dtype == data.actions.dtype == np.float32
-
-
-def test_held_out_domains_are_always_the_same():
-    """A longer list only continues; no draw comes twice, not even scaled to another level, nor in training."""
-    assert held_out_domains(0.5, 3) == held_out_domains(0.5, 5)[:3]
-    assert held_out_domains(0.0, 2) == [Domain(), Domain()]
-    assert len(held_out_domains(0.5, 1, hinges=4)[0].position) == 4
-    winds = [domain.wind / eps for eps in (0.2, 0.4, 1.0) for domain in held_out_domains(eps, 200)]
-    assert len(np.unique(np.round(winds, 9))) == 600
-    for seed in (0, 1, 2**32 - 2):
-        assert sample_domain(0.2, np.random.default_rng([seed, 2000, 0])) != held_out_domains(0.2, 1)[0]
-
-
-def test_evaluate_is_a_plain_loop():
-    """In every held-out domain clipped actions until death or time limit; one environment says the same as three."""
-    policies, expected, kinds = {0: nod, -1: lambda obs: np.zeros(3)}, [], set()
-    for agent, eps, i in itertools.product(policies, (0.0, 0.5), range(3)):
-        env = hopper(20)
-        obs, _ = env.reset(seed=i, options={"domain": held_out_domains(eps, 3)[i]})
-        total, died, out_of_time = 0.0, False, False
-        while not (died or out_of_time):
-            obs, reward, died, out_of_time, _ = env.step(np.clip(policies[agent](obs), -1, 1))
-            total += reward
-        kinds.add("death" if died else "limit")
-        expected.append({"agent": agent, "eps_te": eps, "domain": i, "return": pytest.approx(total, rel=1e-9)})
-    assert kinds == {"death", "limit"}
-    for number in (1, 3):
-        assert evaluate([hopper(20) for _ in range(number)], policies, (0.0, 0.5), 3) == expected
-    with pytest.raises(ZeroDivisionError):  # of a thread
-        episode_returns([hopper(8), hopper(8)], [(lambda obs: 1 / 0, Domain(), 0)] * 2)
 
 
 # PPO -----------------------------------------------------------------------------------------------------
@@ -338,7 +337,7 @@ def test_ppo_losses_and_metrics():
     clipped = np.mean([not 0.8 <= math.exp(each) <= 1.2 for each in log_ratio.tolist()])
     approx_kl = np.mean([math.exp(each) - 1 - each for each in log_ratio.tolist()])
     expected = [actor_loss.item(), critic_loss.item(), log_std.mean().item(), approx_kl, clipped]
-    assert [metric.item() for metric in metrics] == pytest.approx(expected, rel=1e-3) and 0 < clipped < 1
+    assert metrics.tolist() == pytest.approx(expected, rel=1e-3) and 0 < clipped < 1
 
     actor, critic, batch = actor.double(), critic.double(), Batch(*(column.double() for column in batch))
     parameters = list(actor.parameters())
@@ -417,14 +416,14 @@ def test_ppo_is_a_plain_loop(quiet):
                 for network in (actor, critic):
                     nn.utils.clip_grad_norm_(network.parameters(), 0.5)
                 adam.step()
-                metrics.append([metric.item() for metric in each])
+                metrics.append(each.tolist())
         for network in (actor, critic):
             network.norm.update(data.obs)
         assert log["return"][iteration] == pytest.approx(data.returns.mean())
         assert log["episodes"][iteration] == len(data.returns)
         explained = 1 - np.var(batch.advantages.numpy()) / np.var(batch.targets.numpy())
         expected = [*(np.mean(metrics, axis=0) if metrics else np.zeros(5)), explained]
-        for name, value in zip([*baselines.PPO_METRICS, "explained_variance"], expected):
+        for name, value in zip([*PPOAgent.METRICS, "explained_variance"], expected):
             assert log[name][iteration] == pytest.approx(value, rel=1e-3, abs=1e-5)
     for name, network in (("actor", actor), ("critic", critic)):
         for key, value in network.state_dict().items():
@@ -433,23 +432,49 @@ def test_ppo_is_a_plain_loop(quiet):
     assert evaluation["return"] == pytest.approx([final["return"]], rel=1e-3) and evaluation["step"] == [384]
 
 
+def test_the_same_seed_from_python_gives_the_same_weights():
+    """Bit by bit, with any number of threads, in one process; what is not given is filled in."""
+    saved = []
+    for folder, threads in (("one", 0), ("two", 1)):
+        args = PPOArgs(
+            seed=6, runs=folder, threads=threads, compile=False, total_steps=192, steps_per_iteration=64, epochs=1,
+            minibatches=2, eps_te=(0.3,), eval_domains=2, evaluations=1,
+        )  # fmt: skip
+        baselines.ppo(args)
+        (path,) = Path(folder).iterdir()
+        parts = torch.load(path / "checkpoint.pt", weights_only=True)["parts"]
+        saved.append(parts["agent0"] | {"return": torch.tensor(SavedRun(path).table("eval.csv")["return"])})
+    one, two = saved
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
 # Replay buffer and stream --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [7, 20, 53])
+@pytest.mark.parametrize("number", [3, 7, 20, 53])
 def test_the_buffer_remembers_the_latest(number):
     """Of 20 rows: length, latest rows in order, what can be sampled; and all of it restored from a state."""
-    buffer, restored, rng = ReplayBuffer(1, 1, 20), ReplayBuffer(1, 1, 20), np.random.default_rng(0)
+    buffer, restored, rng = ReplayBuffer(1, 1, 20, "cpu"), ReplayBuffer(1, 1, 20, "cpu"), np.random.default_rng(0)
     for row in range(number):
-        buffer.add(np.full(5, row, np.float32))
+        buffer.add([row], [row + 0.1], row + 0.2, [row + 0.3], row % 2)
     restored.load_state_dict(buffer.state_dict())
     kept = list(range(number))[-20:]
     for each in (buffer, restored):
-        assert len(each) == len(kept) and each.sample((50, 2), rng).shape == (50, 2, 5)
-        assert each.latest(6).tolist() == [[row] * 5 for row in kept[-6:]]
-        assert each.at(np.arange(len(kept)))[:, 0].tolist() == kept[::-1]
-        assert set(each.sample((500,), rng)[:, 0]) == set(kept)
-        assert set(each.sample((300,), rng, among=4)[:, 0]) == set(kept[-4:])
+        latest, minibatches = each.latest(6), each.sample(50, 2, rng)
+        assert len(each) == len(kept) and len(minibatches) == 50
+        assert all(column.dtype == torch.float32 and len(column) == 2 for batch in minibatches for column in batch)
+        rows = np.float32(kept[-6:])[:, None]  # fewer if there are no more
+        shapes = [(len(rows), 1), (len(rows), 1), (len(rows),), (len(rows), 1), (len(rows),)]
+        assert [column.shape for column in latest] == shapes
+        expected = rows + np.float32([0, 0.1, 0.2, 0.3, 0])
+        expected[:, 4] = rows[:, 0] % 2
+        np.testing.assert_allclose(np.column_stack(latest), expected, rtol=1e-6)
+        assert each.at(np.arange(len(kept))).obs.tolist() == [[row] for row in kept[::-1]]
+        for among, candidates in ((None, kept), (4, kept[-4:])):
+            minibatches = each.sample(50, 10, rng, among=among)
+            assert set(torch.cat([batch.obs for batch in minibatches]).flatten().tolist()) == set(candidates)
+        for batch in minibatches:  # columns are of the same step
+            np.testing.assert_allclose(batch.obs[:, 0] + 0.2, batch.rewards, rtol=1e-6)
 
 
 class PlainEpisodes:
@@ -488,10 +513,11 @@ class PlainEpisodes:
             assert log[name][row] == pytest.approx(value, rel=1e-4)
 
 
-def test_a_stream_is_a_plain_loop(tmp_path):
+@pytest.mark.parametrize("size", [500, 3])
+def test_a_stream_is_a_plain_loop(tmp_path, size):
     """In randomised domains, over deaths and time limits: observations, clipped actions, rewards, deaths, returns.
 
-    Restored in the middle of an episode, it goes on bit by bit.
+    Restored in the middle of an episode, it goes on bit by bit, even if the buffer is smaller than the episode.
     """
     noise = 3 * np.random.default_rng(5).standard_normal((140, 3)).astype(np.float32)
     plain = PlainEpisodes(hopper(12, eps=0.3), 4, 0.3)
@@ -500,18 +526,43 @@ def test_a_stream_is_a_plain_loop(tmp_path):
     expected = np.array([np.hstack(row) for row in plain.rows])
     assert 0 < expected[:, -1].sum() < len(plain.returns)
 
-    stream, again = (Stream(hopper(12, eps=0.3), 4, 0, ReplayBuffer(11, 3, 500)) for _ in range(2))
-    rows, returns = stream.collect(lambda obs: np.float32(0.1), noise[:74])
-    torch.save({"stream": stream.state_dict(), "buffer": stream.buffer.state_dict()}, tmp_path / "state")
+    args = DDPGArgs(seed=4, buffer_size=size)
+    stream, again = (Stream(hopper(12, eps=0.3), args, 0) for _ in range(2))
+
+    def collect(stream, noise):
+        """The steps, as the buffer has them after each; they begin with what the policy sees. And the returns."""
+        rows, returns, actions = [], [], iter(noise + np.float32(0.1))
+        for _ in noise:
+            seen = []
+            returns += stream.collect(lambda obs: seen.append(obs) or next(actions), 1)
+            rows.append(np.hstack([column[0] for column in stream.buffer.latest(1)]))
+            np.testing.assert_array_equal(np.float32(seen), rows[-1][None, :11])
+        return rows, returns
+
+    rows, returns = collect(stream, noise[:74])
+    torch.save(stream.state_dict(), tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)  # plain numbers and tensors only
-    again.buffer.load_state_dict(state["buffer"])
-    again.load_state_dict(state["stream"])
-    assert again.state_dict() == state["stream"] and stream.episode > 0 and stream.steps > 3
+    again.load_state_dict(state)
+    assert stream.episode > 0 and len(stream.actions) > 3 and len(stream.buffer) == min(size, 74)
+    for name, value in again.state_dict().items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(state[name])), name
     for each in (stream, again):
-        more_rows, more_returns = each.collect(lambda obs: np.float32(0.1), noise[74:])
+        more_rows, more_returns = collect(each, noise[74:])
         np.testing.assert_array_equal(np.concatenate([rows, more_rows]), expected)
-        assert returns + more_returns == plain.returns
-        assert np.array_equal(each.buffer.latest(140), expected)
+        assert returns + more_returns == plain.returns and each.last_return == plain.returns[-1]
+        np.testing.assert_array_equal(np.column_stack(each.buffer.latest(140)), expected[-size:])
+
+
+@pytest.mark.parametrize("high", [2.0, math.inf])
+def test_a_stream_needs_symmetric_limits_of_actions(capsys, high):
+    """Asymmetric ones, or none, end the program in one line, with status 2."""
+    env = hopper(12)
+    env.action_space = gym.spaces.Box(-1.0 if high == 2 else -high, high, (3,), np.float32)
+    with pytest.raises(SystemExit) as raised:
+        Stream(env, DDPGArgs(), 0)
+    assert raised.value.code == 2
+    err = capsys.readouterr().err
+    assert "symmetric about 0" in err and err.count("\n") == 1
 
 
 # DDPG ----------------------------------------------------------------------------------------------------
@@ -521,7 +572,7 @@ def ddpg_agent():
     torch.manual_seed(0)
     args = DDPGArgs(compile=False)
     agent = DDPGAgent(baselines.DeterministicActor(OBS, SCALE), baselines.ActionCritic(OBS, ACT), args)
-    perturb(agent, 0.1)
+    perturb(nn.ModuleList([agent.actor, agent.critic, agent.target_actor, agent.target_critic]), 0.1)
     agent.actor.norm.update(np.random.default_rng(0).normal(1, 2, (30, OBS)))
     return agent, args
 
@@ -583,34 +634,40 @@ def test_a_ddpg_update_the_ordinary_way():
 def test_noise_on_weights_comes_nearer_to_its_size():
     """One per cent more for each call if actions change by less than was asked for, root mean square, else less.
 
-    Each agent has noise of its own.
+    Each agent has noise of its own, and in each episode.
     """
     agent, args = ddpg_agent()
-    obs = np.random.default_rng(0).normal(1, 2, (30, OBS)).astype(np.float32)
-    first, second = (baselines.Exploration(agent.actor, args, number) for number in (0, 1))
-    policy, other = first.perturbed_policy(7, obs), second.perturbed_policy(7, obs)
-    assert np.abs(policy(obs[0]) - other(obs[0])).max() > 1e-3
+    obs, buffer = np.random.default_rng(0).normal(1, 2, (30, OBS)).astype(np.float32), ReplayBuffer(OBS, ACT, 99, "cpu")
+    for row in obs:
+        buffer.add(row, np.zeros(ACT), 0.0, row, False)
+
+    def explore(number=0, episode=7):
+        agent.sigma.fill_(0.2)
+        return agent.exploring_policy(args.warm_up, SimpleNamespace(key=(0, number), episode=episode, buffer=buffer),
+                                      None, args)
+
+    policy = explore()
+    for other in (explore(number=1), explore(episode=8)):
+        assert np.abs(policy(obs[0]) - other(obs[0])).max() > 1e-3
     changes = np.array([policy(row) for row in obs]) - agent.actor(torch.tensor(obs)).detach().numpy()
     size = np.sqrt(np.mean((changes / SCALE) ** 2))
     for noise, factor in ((1.001 * size, 1.01), (0.999 * size, 1 / 1.01)):
-        args.noise, first.sigma = noise, 0.2
-        first.perturbed_policy(7, obs)
-        assert first.sigma == pytest.approx(0.2 * factor)
+        args.noise = noise
+        explore()
+        assert agent.sigma.item() == pytest.approx(0.2 * factor)
 
 
-@pytest.mark.parametrize("exploration", ["parameter", "action"])
-def test_ddpg_is_a_plain_loop(monkeypatch, quiet, exploration):
+def test_ddpg_is_a_plain_loop(monkeypatch, quiet):
     """Bit-identical with a loop of the test's own over the environment with a list as buffer.
 
     Cycles of 20 steps, two to a row of the log: random actions in the first three cycles, then those of the actor with
-    the episode's noise on its weights, or with noise on each action, and after each such cycle five updates.
+    the episode's noise on its weights, and after each such cycle five updates.
     """
     monkeypatch.setattr(baselines, "CYCLE", 20)
     monkeypatch.setattr(baselines, "CYCLES", 2)
     args = DDPGArgs(
-        algo="ddpg", env="Humanoid-v4", seed=2, eps_tr=0.2, exploration=exploration, noise=0.3, total_steps=160,
-        warm_up=60, batch_size=8, buffer_size=90, updates=5, eval_domains=1, eps_te=(0.0,), evaluations=1, threads=1,
-        compile=False,
+        algo="ddpg", env="Humanoid-v4", seed=2, eps_tr=0.2, noise=0.3, total_steps=160, warm_up=60, batch_size=8,
+        buffer_size=90, updates=5, eval_domains=1, eps_te=(0.0,), evaluations=1, threads=1, compile=False,
     )  # fmt: skip
     log, evaluation, saved = train(baselines.ddpg, args)
 
@@ -628,31 +685,27 @@ def test_ddpg_is_a_plain_loop(monkeypatch, quiet, exploration):
                         weight += sigma * draw
         obs = torch.as_tensor(np.stack([row[0] for row in plain.rows[-8:]]))
         change = ((noisy(obs) - agent.actor(obs)) / 0.4).square().mean().sqrt().item()
-        return numpy_policy(noisy), sigma * 1.01 if change < 0.3 else sigma / 1.01
+        return noisy, sigma * 1.01 if change < 0.3 else sigma / 1.01
 
     for iteration in range(4):
         metrics, before = [], len(plain.returns)
         for cycle in (2 * iteration, 2 * iteration + 1):
-            rng, policy = np.random.default_rng([2, 0, cycle]), numpy_policy(agent.actor)
-            if cycle >= 3 and exploration == "parameter":
-                policy, sigma = noise_on_weights()
+            rng = np.random.default_rng([2, 0, cycle])
+            if cycle >= 3:
+                noisy, sigma = noise_on_weights()
+                policy = numpy_policy(noisy)
             for _ in range(20):
-                if cycle < 3:
-                    action = rng.uniform(-scale, scale).astype(np.float32)
-                elif exploration == "parameter":
-                    action = policy(plain.obs)
-                else:
-                    noise = 0.3 * scale * rng.standard_normal(17, dtype=np.float32)
-                    action = np.clip(policy(plain.obs) + noise, -scale, scale)
-                plain.step(action)
+                plain.step(rng.uniform(-scale, scale).astype(np.float32) if cycle < 3 else policy(plain.obs))
             agent.actor.norm.update(np.stack([row[0] for row in plain.rows[-20:]]))
             for _ in range(5 if cycle >= 3 else 0):
                 metrics.append(agent.update(plain.sample(rng), args).numpy())
-        plain.check_row(log, iteration, before, baselines.DDPG_METRICS, metrics)
+        plain.check_row(log, iteration, before, DDPGAgent.METRICS, metrics)
     assert log["step"].tolist() == [40, 80, 120, 160] and len(plain.returns) > 3
+    agent.noisy_actor.net.load_state_dict(noisy.net.state_dict())
+    agent.sigma.fill_(sigma)
     for name, value in agent.state_dict().items():
         assert torch.equal(saved["agent0"][name], value), name
-    assert saved["exploration"]["sigma"] == sigma and "buffer" not in saved
+    assert "stream" not in saved
     (final,) = evaluate([make_env("Humanoid-v4")], {0: numpy_policy(agent.actor)}, (0.0,), 1)
     assert evaluation["return"] == [final["return"]]
 
@@ -664,7 +717,7 @@ def sac_agent(threads=1):
     torch.manual_seed(1)
     args = SACArgs(compile=False, threads=threads)
     agent = SACAgent(baselines.SquashedActor(OBS, SCALE), baselines.TwinCritic(OBS, ACT), args)
-    perturb(agent, 0.03)
+    perturb(nn.ModuleList([agent.actor, agent.critic, agent.target_critic, agent.temperature]), 0.03)
     agent.temperature["log_alpha"].data.fill_(-0.5)
     return agent, args
 
@@ -809,7 +862,7 @@ def test_a_sac_update_the_ordinary_way():
     slow = [copy.deepcopy(network).double() for network in fast]
     actor, critic, target, temperature = slow
     adams = [torch.optim.Adam(network.parameters(), lr=3e-4) for network in (actor, critic, temperature)]
-    pool, scale = thread_pool(1), torch.tensor(SCALE).double()
+    pool, scale = ThreadPoolExecutor(1, initializer=baselines.set_up_thread), torch.tensor(SCALE).double()
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
         single, noise = transitions(steps=16, seed=seed), torch.randn(2, 16, ACT, generator=generator)
@@ -852,7 +905,7 @@ def test_sac_is_a_plain_loop(monkeypatch, quiet):
 
     torch.manual_seed(2)
     agent = SACAgent(baselines.SquashedActor(11, np.ones(3, np.float32)), baselines.TwinCritic(11, 3), args)
-    plain, pool = PlainEpisodes(make_env("Hopper-v4", 0.2), 2, 0.2), thread_pool(1)
+    plain, pool = PlainEpisodes(make_env("Hopper-v4", 0.2), 2, 0.2), ThreadPoolExecutor(1)
     for iteration in range(3):
         acting, rng = np.random.default_rng([2, 0, iteration, 1]), np.random.default_rng([2, 0, iteration, 0])
         metrics, before = [], len(plain.returns)
@@ -864,7 +917,7 @@ def test_sac_is_a_plain_loop(monkeypatch, quiet):
             plain.step(baselines.squashed_policy(agent.actor)(plain.obs, noise))
             batch, noise = plain.sample(rng), torch.as_tensor(rng.standard_normal((2, 8, 3), dtype=np.float32))
             metrics.append(agent.update(batch, noise, args, pool).numpy())
-        plain.check_row(log, iteration, before, baselines.SAC_METRICS, metrics)
+        plain.check_row(log, iteration, before, SACAgent.METRICS, metrics)
     assert log["step"].tolist() == [40, 80, 120] and len(plain.returns) > 2
     for name, value in agent.state_dict().items():
         assert torch.equal(saved["agent0"][name], value), name
@@ -889,8 +942,8 @@ def test_curves_of_a_run():
     assert levels.tolist() == [0, 0.5] and values.tolist() == [306, 806]
 
 
-def test_finished_runs_are_found_by_their_options():
-    """By every option that can change a result; unfinished ones are left out; seeds in order.
+def test_finished_runs_are_found_by_their_options(capsys):
+    """By every option that can change a result; unfinished ones are left out; seeds in order; what is missing is said.
 
     One run is of a version that did not have all of the options yet.
     """
@@ -900,23 +953,28 @@ def test_finished_runs_are_found_by_their_options():
     (run.path / "figure.png").unlink()
     older = write_run(PPOArgs(seed=11), "baselines")
     (older.path / "config.json").write_text('{"settings": {"env": "Hopper-v4", "seed": 11}}')
-    assert [run.settings["seed"] for run in baselines.find_runs(args, "baselines")] == [9, 10, 11]
-    assert [run.settings["seed"] for run in baselines.find_runs(args, "baselines", gamma=0.9)] == [2]
-    found = baselines.runs_by_environment(args, "baselines", {"ppo": {}, "other": {"gamma": 0.5}})
-    assert {env: [len(runs[label]) for label in runs] for env, runs in found.items()} == {"Hopper-v4": [3, 0]}
+    found = find_runs(args, "baselines", {"ppo": {}, "less": {"gamma": 0.9}})
+    assert capsys.readouterr().out == ""
+    seeds = {label: [run.settings["seed"] for run in runs] for label, runs in found.items()}
+    assert seeds == {"ppo": [9, 10, 11], "less": [2]}
+    found = find_runs(args, "baselines", {"ppo": {}, "other": {"gamma": 0.5}})
+    assert {label: len(runs) for label, runs in found.items()} == {"ppo": 3, "other": 0}
+    assert capsys.readouterr().out == "no finished runs of other on Hopper-v4 below runs/\n"
+
+    lines = {field.name: {field.name: "another"} for field in dataclasses.fields(PPOArgs)}
+    same = {name for name, runs in find_runs(args, "baselines", lines).items() if runs}
+    assert same == {"seed", "seeds", "jobs", "threads", "device", "compile", "checkpoint_every", "runs", "overwrite",
+                    "figure", "watch", "gif"}  # fmt: skip
 
 
-def test_methods_are_compared_by_seed():
-    """Differences of the seeds that both have; of 2 x 3 pairs three are won, one is a draw."""
-    ours, theirs = {0: 10.0, 4: 30.0}, {0: 5.0, 3: 99.0, 4: 10.0}
-    assert compare(ours, theirs) == "+12 [+5, +20], probability of improvement 0.58"
-
-
-def test_bootstrap_covers_the_true_mean_nineteen_times_in_twenty():
-    """Of 300 samples of 30 numbers with mean 1."""
-    rng = np.random.default_rng(0)
-    inside = [low <= 1 <= high for low, high in (bootstrap(rng.normal(1, 1, 30)) for _ in range(300))]
-    assert 0.89 < np.mean(inside) < 0.985
+def test_a_figure_without_any_runs_fails(capsys):
+    """In one line, with status 2."""
+    write_run(PPOArgs(), "baselines")
+    with pytest.raises(SystemExit) as raised:
+        find_runs(PPOArgs(), "baselines", {"a": {"gamma": 0.5}, "b": {"gamma": 0.4}})
+    err = capsys.readouterr().err
+    assert raised.value.code == 2 and err.endswith(": no finished runs of a; b on Hopper-v4 below runs/\n")
+    assert err.count("\n") == 1
 
 
 def test_lines_are_means_with_intervals():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from torch import nn
 import baselines
 import dpd
 from dpd import (
-    Args, DDPGLearner, PPOLearner, distil, distillation_loss, distillation_weights, effective_share, share_out,
-    with_paper,
+    Args, DDPGLearner, PPOLearner, distil_step, distillation_weights, effective_share, regression_loss, share_out,
 )  # fmt: skip
 from helpers import write_run
 
@@ -24,7 +24,9 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def settings(**changes):
-    return with_paper(Args(compile=False, **changes))
+    """Arguments as a run has them: what is left open is filled in."""
+    args = Args(compile=False, **changes)
+    return dataclasses.replace(args, **{k: v for k, v in args.left_open().items() if getattr(args, k) is None})
 
 
 def learner(base, seed):
@@ -101,7 +103,7 @@ def test_effective_share_by_hand():
 def test_weights_of_the_wrong_shape_are_refused():
     """(N, 1) would broadcast to (N, N), in which the weights cancel."""
     with pytest.raises(ValueError, match="weights"):
-        distillation_loss(torch.randn(4, ACT), torch.randn(4, ACT), torch.rand(4, 1))
+        regression_loss(torch.randn(4, ACT), torch.randn(4, ACT), torch.rand(4, 1))
 
 
 @pytest.mark.parametrize("weighting", ["exp", "hard", "none"])
@@ -126,7 +128,7 @@ def test_a_step_of_distillation_the_ordinary_way(base, weighting):
         slow_adam.zero_grad()
         loss.backward()
         slow_adam.step()
-        metrics = dict(zip(dpd.METRICS, distil(own, peer, obs, args).tolist()))
+        metrics = dict(zip(dpd.METRICS, distil_step(own, peer, obs, args).tolist()))
         assert metrics["distillation"] == pytest.approx(loss.item(), rel=1e-4)
         assert metrics["peer_better"] == pytest.approx((better > 0).float().mean().item())
         share = 1 / (16 * sum((weight / weights.sum()) ** 2 for weight in weights)).item()
@@ -144,6 +146,7 @@ def test_minibatches_of_states_are_spread_evenly_up_to_the_last_update():
     assert share_out([0], 5) == [[], [], [], [], [0]] and share_out([0, 1], 4) == [[], [0], [], [1]]
     assert share_out([0, 1, 2], 3) == [[0], [1], [2]] and share_out([0, 1, 2], 2) == [[0], [1, 2]]
 
+
 TINY = {
     "env": "Hopper-v4", "seed": 5, "eps_tr": 0.3, "threads": 1, "compile": False,
     "eval_domains": 2, "eps_te": (0.0, 0.5), "evaluations": 1,
@@ -152,50 +155,48 @@ TINY = {
 }  # fmt: skip
 
 
-def train(monkeypatch, train=dpd.train, Args=Args, **changes):
-    """A run with cycles of 20 steps, two for each row of the log; its folder."""
+def train(monkeypatch, train=dpd.train, Args=Args, cycles=2, **changes):
+    """A run with cycles of 20 steps, so many for each row of the log; its folder."""
     for module in (baselines, dpd):
         monkeypatch.setattr(module, "CYCLE", 20)
-        monkeypatch.setattr(module, "CYCLES", 2)
+        monkeypatch.setattr(module, "CYCLES", cycles)
     known = {field.name for field in dataclasses.fields(Args)}
     args = Args(**{name: value for name, value in (TINY | changes).items() if name in known})
-    torch.manual_seed(args.seed)
     train(args)
-    return Path(args.runs) / baselines.run_name(args, "dpd" if Args is dpd.Args else "baselines")
+    return Path(args.runs) / baselines.run_name(args, "dpd" if Args is dpd.Args else "baselines", args.seed)
 
 
-@pytest.mark.parametrize(("base", "distill_steps"), [("ddpg", 1), ("ppo", 1), ("ppo", 2), ("ppo", 8), ("ppo", 16)])
-def test_who_is_taught_when_and_in_which_states(monkeypatch, base, distill_steps):
+@pytest.mark.parametrize(("base", "distil_steps"), [("ddpg", 1), ("ppo", 1), ("ppo", 2), ("ppo", 8), ("ppo", 16)])
+def test_who_is_taught_when_and_in_which_states(monkeypatch, base, distil_steps):
     """First one learner learns, then the other. Each is taught by the other as it then is, after the gradient steps
-    that --distill-steps says, in the other's latest --distill-window states and no others, drawn for each minibatch."""
+    that --distil-steps says, in the other's latest --distil-window states and no others, drawn for each minibatch."""
     learners, visited, lessons = [], ([], []), []
     real_collect, real_make_batch = dpd.Stream.collect, dpd.make_batch
     for name in ("DDPGLearner", "PPOLearner"):
         make = getattr(dpd, name)
         monkeypatch.setattr(dpd, name, lambda *args, make=make: learners.append(make(*args)) or learners[-1])
 
-    def collect(stream, policy, noise):
-        rows, returns = real_collect(stream, policy, noise)
-        visited[stream.key[1]].extend(map(tuple, rows[:, :11]))
-        return rows, returns
+    def collect(stream, policy, steps):
+        own = visited[stream.key[1]]
+        return real_collect(stream, lambda obs: own.append(tuple(np.float32(obs))) or policy(obs), steps)
 
     def make_batch(own, rollouts, args):
         visited[learners.index(own)].extend(map(tuple, rollouts[0].obs))
         return real_make_batch(own, rollouts, args)
 
-    def distil(own, peer, obs, args):
+    def distil_step(own, peer, obs, args):
         assert peer is learners[1 - learners.index(own)] and obs.shape == (256, 11)
-        steps = [int(each.optimiser.adams[0].steps) for each in (own, peer)]
+        steps = [int(each.optimiser.steps) for each in (own, peer)]
         lessons.append((learners.index(own), *steps, len(visited[0]), list(map(tuple, obs.numpy()))))
         return torch.zeros(3)
 
     monkeypatch.setattr(dpd.Stream, "collect", collect)
     monkeypatch.setattr(dpd, "make_batch", make_batch)
-    monkeypatch.setattr(dpd, "distil", distil)
-    changes = {"distill_window": 30, "distill_batch": 256, "distill_steps": distill_steps}
+    monkeypatch.setattr(dpd, "distil_step", distil_step)
+    changes = {"distil_window": 30, "distil_batch": 256, "distil_steps": distil_steps}
     train(monkeypatch, base=base, total_steps=480, **changes)
     updates, counts = (5, range(60, 260, 20)) if base == "ddpg" else (8, (160, 240))  # states seen by each at the time
-    after = {1: [8], 2: [4, 8], 8: range(1, 9), 16: [step for step in range(1, 9) for _ in range(2)]}[distill_steps]
+    after = {1: [8], 2: [4, 8], 8: range(1, 9), 16: [step for step in range(1, 9) for _ in range(2)]}[distil_steps]
     after = range(1, 6) if base == "ddpg" else after  # which updates
     turns = [(turn, count, index, step) for turn, count in enumerate(counts) for index in range(2) for step in after]
     expected = [(index, turn * updates + step, (turn + index) * updates, count) for turn, count, index, step in turns]
@@ -208,35 +209,56 @@ def test_who_is_taught_when_and_in_which_states(monkeypatch, base, distill_steps
     assert len({tuple(states) for *_, states in lessons}) == len(lessons)
 
 
-@pytest.mark.parametrize(("base", "exploration"), [("ddpg", "parameter"), ("ddpg", "action"), ("ppo", "parameter")])
-def test_vanilla_is_bit_identical_with_baselines(monkeypatch, base, exploration):
+@pytest.mark.parametrize("base", ["ddpg", "ppo"])
+def test_vanilla_is_bit_identical_with_baselines(monkeypatch, base):
     """Weights, statistics, optimisers, log and evaluation. (PPO's critic has a layer more in both here.)"""
     monkeypatch.setattr(baselines, "ValueCritic", dpd.ValueCritic)
     theirs = {"ddpg": baselines.DDPGArgs, "ppo": baselines.PPOArgs}[base]
-    changes = {"total_steps": 240, "exploration": exploration, "initial_std": 0.4}
+    changes = {"total_steps": 240, "initial_std": 0.4}
     one = train(monkeypatch, getattr(baselines, base), theirs, algo=base, **changes)
     other = train(monkeypatch, base=base, method="vanilla", **changes)
     first, second = (torch.load(path / "checkpoint.pt", weights_only=True)["parts"]["agent0"] for path in (one, other))
     assert set(first) == {name for name in second if not name.startswith("distillation.")}
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-    assert second["optimiser.adams.0.steps"] == (50 if base == "ddpg" else 16)
-    assert second["distillation.adams.0.steps"] == 0
+    assert second["optimiser.steps"] == (50 if base == "ddpg" else 16)
+    assert second["distillation.steps"] == 0
     logs = [baselines.SavedRun(path).table("log.csv") for path in (one, other)]
-    common = set(logs[0]) & set(logs[1]) - {"seconds"}
-    assert common >= {"return", *{"ddpg": baselines.DDPG_METRICS, "ppo": baselines.PPO_METRICS}[base]}
+    common = set(logs[0].dtype.names) & set(logs[1].dtype.names) - {"seconds"}
+    assert common >= {"return", *{"ddpg": baselines.DDPGAgent, "ppo": baselines.PPOAgent}[base].METRICS}
     for name in common:
         np.testing.assert_array_equal(logs[0][name], logs[1][name], err_msg=name)
     assert (one / "eval.csv").read_text() == (other / "eval.csv").read_text()
+
+
+def test_a_row_in_which_no_episode_ended(monkeypatch):
+    """Rows of 600 steps where episodes have 1000: the first row has no return, and the run goes on to the next."""
+    changes = {"eps_te": (0.0,), "eval_domains": 1, "updates": 1, "distil_batch": 8}
+    path = train(monkeypatch, cycles=30, env="HalfCheetah-v4", total_steps=2400, **changes)
+    log = baselines.SavedRun(path).table("log.csv")
+    assert log["step"].tolist() == [1200, 1200, 2400, 2400] and log["distillation"].all()
+    for column in ("return", "best_return"):
+        assert np.isnan(log[column]).tolist() == [True, True, False, False]
+
+
+def test_a_value_that_is_the_papers_own_makes_no_other_folder(monkeypatch, capsys):
+    """Given or not, it is one run, whose settings are numbers; the other base's value is another run."""
+    path = train(monkeypatch, total_steps=160, alpha=0.75)
+    config = json.loads((path / "config.json").read_text())["settings"]
+    assert (config["alpha"], config["distil_lr"], config["distil_batch"]) == (0.75, 1e-4, 64)
+    assert train(monkeypatch, total_steps=160, distil_lr=1e-4, distil_batch=64) == path
+    assert "nothing to do" in capsys.readouterr().out and [*Path("runs").iterdir()] == [path]
+    names = [baselines.run_name(Args(base="ppo", alpha=alpha), "dpd", 0) for alpha in (None, 0.5, 0.75)]
+    assert names[0] == names[1] != names[2]
 
 
 def test_the_defaults_are_the_papers():
     """Section 4.2, and the released code's alpha."""
     for base, expected in (("ddpg", (0.75, 1e-4, 64)), ("ppo", (0.5, 1e-5, 256))):
         args = settings(base=base)
-        assert (args.alpha, args.distill_lr, args.distill_batch, args.distill_window) == (*expected, 1000)
-    assert args.distill_steps == 1 and settings(distill_lr=1e-3).distill_lr == 1e-3
-    assert learner("ppo", 0).distillation.adams[0].learning_rate == 1e-5
+        assert (args.alpha, args.distil_lr, args.distil_batch, args.distil_window) == (*expected, 1000)
+    assert args.distil_steps == 1 and settings(distil_lr=1e-3).distil_lr == 1e-3
+    assert learner("ppo", 0).distillation.rates == [1e-5]
     networks = [network for base in ("ddpg", "ppo") for network in (learner(base, 0).actor, learner(base, 0).critic)]
     sizes = [[layer.out_features for layer in each.net if isinstance(layer, nn.Linear)] for each in networks]
     assert sizes == [[64, 64, 64, ACT], [64, 64, 64, 1], [64, 64, ACT], [64, 64, 64, 1]]
@@ -272,7 +294,7 @@ def test_table_1_by_hand(capsys):
     rng, tables = np.random.default_rng(0), {}
     names = "training, mean of the last tenth", "training, best episode"
     names += "deterministic, mean of the learners", "deterministic, better learner"
-    for method, learners, weighting in (("vanilla", 1, "exp"), ("dpd", 2, "exp"), ("dpd", 2, "none")):
+    for method, learners, weighting in (("dpd", 2, "exp"), ("vanilla", 1, "exp"), ("dpd", 2, "none")):
         label = f"{method}, all states alike" if weighting == "none" else method
         tables[label] = []
         for seed in range(2):
@@ -286,17 +308,11 @@ def test_table_1_by_hand(capsys):
             tables[label].append((sum(late) / len(late), max(best.flatten()), sum(final) / learners, max(final)))
     expected = []
     for label, rows in tables.items():
-        for name, (a, b), (c, d) in zip(names, zip(*rows), zip(*tables["vanilla"])):
-            first, second = a - c, b - d
-            line = f"HalfCheetah-v4 ddpg {label}, {name}: {(a + b) / 2:.0f}, by seed {a:.0f} {b:.0f}, "
-            line += f"95 % interval [{min(a, b):.0f}, {max(a, b):.0f}]"
-            if label != "vanilla":
-                line += f"; against vanilla {(first + second) / 2:+.0f} "
-                line += f"[{min(first, second):+.0f}, {max(first, second):+.0f}], "
-                line += f"probability of improvement {np.mean([a > c, a > d, b > c, b > d]):.2f}"
-            expected.append(line)
-    dpd.train(Args(table="1", eps_te=(0.6, 0.2)))
-    assert sorted(capsys.readouterr().out.splitlines()) == sorted(expected)
+        for name, (a, b) in zip(names, zip(*rows)):
+            expected.append(f"{label}, {name}: {(a + b) / 2:.0f} [{min(a, b):.0f}, {max(a, b):.0f}], 2")
+    assert dpd.FIGURES["table-1"](Args(figure="table-1", eps_te=(0.6, 0.2))) is None  # nothing to draw
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("HalfCheetah-v4, ddpg: mean over seeds") and lines == expected
 
 
 @pytest.mark.parametrize(

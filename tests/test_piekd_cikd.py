@@ -2,6 +2,7 @@
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ from torch import nn
 
 import baselines
 import piekd_cikd
-from baselines import ReplayBuffer, SACAgent, SavedRun, Stream, sac_batch, squashed_policy, thread_pool
+from baselines import ReplayBuffer, SACAgent, SavedRun, Stream, sac_batch, squashed_policy
 from helpers import flat, stop_and_go_on, write_run
 from piekd_cikd import (
     CURVES, Args, SquashedActor, Standings, TwinCritic, critic_distillation_loss, distil, elect, gaussian_kl, learn_on,
     minibatches_of_phase, number_of_minibatches, policy_distillation_loss, surpassing, teach,
 )  # fmt: skip
+from randomised_envs import episode_return, held_out_domains
 
 OBS, ACT = 5, 3  # sizes of hand-made observations and actions
 
@@ -32,20 +34,22 @@ def learners(number=3, **changes):
     made = [SACAgent(SquashedActor(OBS, scale), TwinCritic(OBS, ACT), args) for _ in range(number)]
     with torch.no_grad():
         for optimiser in (each for agent in made for each in (agent.actor_optimiser, agent.critic_optimiser)):
-            for vector in optimiser.vectors + optimiser.target_vectors:
-                vector.add_(0.02 * torch.randn_like(vector))
-            for adam in optimiser.adams:
-                adam(torch.zeros_like(adam.mean), torch.randn_like(adam.mean))
+            for parameter in (each for net in optimiser.networks + optimiser.targets for each in net.parameters()):
+                parameter.add_(0.02 * torch.randn_like(parameter))
+            for mean, square in zip(optimiser.means, optimiser.squares):  # as they are after a first gradient
+                gradient = torch.randn_like(mean)
+                mean.copy_(0.1 * gradient)
+                square.copy_(0.001 * gradient**2)
+            optimiser.steps += 1
     return made
 
 
 def memory(rows=40, size=40):
     """A buffer of random rows, the third part of which are deaths."""
-    buffer = ReplayBuffer(OBS, ACT, size)
-    content = np.random.default_rng(0).normal(size=(rows, sum(buffer.widths))).astype(np.float32)
-    content[:, -1] = np.arange(rows) % 3 == 0
-    for row in content:
-        buffer.add(row)
+    buffer, rng = ReplayBuffer(OBS, ACT, size, "cpu"), np.random.default_rng(0)
+    for i in range(rows):
+        obs, next_obs = rng.normal(size=(2, OBS))
+        buffer.add(obs, rng.normal(size=ACT), rng.normal(), next_obs, i % 3 == 0)
     return buffer
 
 
@@ -122,14 +126,14 @@ def test_critic_distillation_loss_pair_by_pair():
 
 @pytest.mark.parametrize(("rows", "number", "changes"), [
     (40, 15, {}), (43, 15, {}), (33, 12, {}), (8, 3, {}),
-    (40, 1, {"distill_updates": 1}), (40, 4, {"distill_updates": 4}), (43, 13, {"distill_updates": 13}),
+    (40, 1, {"distil_updates": 1}), (40, 4, {"distil_updates": 4}), (43, 13, {"distil_updates": 13}),
 ])  # fmt: skip
 def test_passes_over_the_buffer(rows, number, changes):
     """Each of 40 rows once in each pass, but for what does not fill a minibatch; each pass in an order of its own."""
-    buffer, args = memory(rows), settings(distill_epochs=3, **changes)
+    buffer, args = memory(rows), settings(distil_epochs=3, **changes)
     batches = list(minibatches_of_phase(buffer, args, np.random.default_rng(0)))
     assert [len(batch.obs) for batch in batches] == [8] * number and number_of_minibatches(buffer, args) == number
-    known, of_pass = buffer.latest(len(buffer))[:, 0].tolist(), len(buffer) // 8
+    known, of_pass = buffer.latest(len(buffer)).obs[:, 0].tolist(), len(buffer) // 8
     orders = [torch.cat([each.obs[:, 0] for each in batches[i : i + of_pass]]) for i in range(0, number, of_pass)]
     for order in map(torch.Tensor.tolist, orders):
         assert len(set(order)) == len(order) and set(order) <= set(known) and order != known[: len(order)]
@@ -140,7 +144,7 @@ def test_passes_over_the_buffer(rows, number, changes):
 def test_distillation_the_ordinary_way(what):
     """Two phases against .backward() and fresh optimisers of torch on copies; only what is taught changes."""
     student, teacher = learners(2)
-    buffer, args = memory(), settings(distil=what, distill_epochs=1, distill_lr=2e-3)
+    buffer, args = memory(), settings(distil=what, distil_epochs=1, distil_lr=2e-3)
     slow, before, teachers = copy.deepcopy(student), everything(student), everything(teacher)
     for phase in (0, 1):
         optimisers = [torch.optim.Adam(network.parameters(), lr=2e-3) for network in (slow.actor, slow.critic)]
@@ -170,8 +174,8 @@ def test_distillation_the_ordinary_way(what):
 def test_all_but_the_teacher_are_taught(share, threads):
     """Against one lesson after the other on copies, to the bit. The rest of a student stays; targets take one step."""
     agents, slow, buffer = learners(4), learners(4), memory()
-    args = settings(share=share, distill_updates=3, seed=2)
-    losses, expected = teach(agents, 1, buffer, args, 7, thread_pool(threads)), [[0, 0] for _ in agents]
+    args = settings(share=share, distil_updates=3, seed=2)
+    losses, expected = teach(agents, 1, buffer, args, 7, ThreadPoolExecutor(threads)), [[0, 0] for _ in agents]
     for k in (0, 2, 3):
         if share == "distil":
             expected[k] = distil(slow[k], slow[1], buffer, args, np.random.default_rng([2, k, 7, 3]))
@@ -189,7 +193,7 @@ def test_all_but_the_teacher_are_taught(share, threads):
 def test_extra_updates():
     """Each agent learns on by itself, as often as a phase has minibatches: against single updates of copies."""
     agents, slow, buffer = learners(2), learners(2), memory()
-    args, pool = settings(share="extra", distill_epochs=2, seed=4), thread_pool(1)
+    args, pool = settings(share="extra", distil_epochs=2, seed=4), ThreadPoolExecutor(1)
     learn_on(agents, buffer, args, 7, pool)
     for k, (agent, alone) in enumerate(zip(agents, slow)):
         rng = np.random.default_rng([4, k, 7, 3])
@@ -222,7 +226,7 @@ def test_students_are_reset_before_they_are_taught(monkeypatch):
     for phase in (0, 0, 1):
         agents = learners(3)
         before, random_state = [everything(agent) for agent in agents], torch.get_rng_state()
-        teach(agents, 1, memory(), settings(reset_students=True), phase, thread_pool(1))
+        teach(agents, 1, memory(), settings(reset_students=True), phase, ThreadPoolExecutor(1))
         assert torch.equal(torch.get_rng_state(), random_state)
         assert [changed(*pair) for pair in zip(before, map(everything, agents))] == [networks, set(), networks]
     assert starts[0:2] == starts[2:4] and len(set(starts)) == 4
@@ -233,16 +237,18 @@ def test_standings_are_means_of_the_last_episodes(tmp_path):
     standings, lists, rng = Standings(3, 4), [[], [], []], np.random.default_rng(0)
     for i in range(40):
         agent, value = int(rng.integers(2)), float(rng.normal(-5, 3))
-        standings.record(agent, value)
+        standings.acting = agent
+        standings.record(value)
         lists[agent].append(value)
         expected = [np.mean(own[-4:]) if own else -np.inf for own in lists]
         assert standings.recent().tolist() == pytest.approx(expected)
         if i in (2, 20):
-            standings.steps_since, standings.phases = 17, i
+            standings.acting, standings.counts, standings.steps_since, standings.phases = 2, True, 17, i
             torch.save(standings.state_dict(), tmp_path / "state")
             standings = Standings(3, 4)
             standings.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-            assert (standings.steps_since, standings.phases) == (17, i)
+            state = standings.acting, standings.counts, standings.steps_since, standings.phases
+            assert state == (2, True, 17, i)
     assert min(len(lists[0]), len(lists[1])) > 8
 
 
@@ -270,19 +276,19 @@ def plain_loop(args, number):
     torch.manual_seed(args.seed)
     scale, (env, test_env) = np.ones(3, np.float32), baselines.make_envs(args, 2)
     agents = [SACAgent(SquashedActor(11, scale), TwinCritic(11, 3), args) for _ in range(number)]
-    buffer, pool = ReplayBuffer(11, 3, 200), thread_pool(1)
-    stream, returns, since, phases = Stream(env, args.seed, 0, buffer), [[] for _ in agents], 0, 0
-    episodes, taught, tested = [], [], []
+    stream, pool = Stream(env, args, 0), ThreadPoolExecutor(1)
+    buffer, returns, since, phases = stream.buffer, [[] for _ in agents], 0, 0
+    episodes, taught, tested, total = [], [], [], 0.0
 
     def test():
-        (domain,), policies = baselines.held_out_domains(0.0, 1), [squashed_policy(agent.actor) for agent in agents]
-        return [baselines.episode_return(test_env, policy, domain, 0) for policy in policies]
+        (domain,), policies = held_out_domains(0.0, 1), [squashed_policy(agent.actor) for agent in agents]
+        return [episode_return(test_env, policy, domain, 0) for policy in policies]
 
     for t in range(300):
         if t % 50 == 0:  # a row of the log
             acting = np.random.default_rng([args.seed, 0, t // 50, 1])
             rngs = [np.random.default_rng([args.seed, k, t // 50]) for k in range(number)]
-        if stream.steps == 0:
+        if total is not None:  # of the step before, which ended an episode
             began = t
             chosen = int(np.random.default_rng([args.seed, 0, len(episodes), 5]).integers(number))
         if t < 80:
@@ -323,25 +329,26 @@ def plain_loop(args, number):
 def test_the_loop_is_algorithm_1(monkeypatch, quiet, changes):
     """Against the plain loop: networks to the bit, each phase, each row of the log, evaluations, what is kept.
 
-    Although it is stopped when it has learned for a while, and started again.
+    Although it is stopped when it has learned for a while, and goes on from a checkpoint in the middle of an episode.
     """
     monkeypatch.setattr(piekd_cikd, "ROW", 50)
     monkeypatch.setattr(piekd_cikd, "two_layers", small_layers)
     tiny = {"total_steps": 300, "warm_up": 80, "buffer_size": 200, "batch_size": 4, "eps_tr": 0.2, "seed": 2}
-    tiny |= {"interval": 30, "recent": 2, "distill_updates": 3, "evaluate_every": 110, "eval_domains": 1,
+    tiny |= {"interval": 30, "recent": 2, "distil_updates": 3, "evaluate_every": 110, "eval_domains": 1,
              "checkpoint_every": 1}  # fmt: skip
     args = settings(**tiny | changes)
     number = 1 if args.method == "vanilla" else args.ensemble_size
     agents, episodes, taught, tested = plain_loop(args, number)
-    baselines.set_up_torch(args)
-    stop_and_go_on(piekd_cikd.train, args, at=200)
-    run = SavedRun(Path(args.runs) / baselines.run_name(args, "piekd_cikd"))
+    stop_and_go_on(piekd_cikd.train, args, at=250)
+    _, acting, _, counts = next(episode for episode in episodes if episode[0] > 200)  # at the last checkpoint
+    assert 200 not in [end for end, *_ in episodes] and counts and (acting > 0 or number < 3)
+    run = SavedRun(Path(args.runs) / baselines.run_name(args, "piekd_cikd", args.seed))
     ends = torch.load(run.path / "checkpoint.pt", weights_only=True)["parts"]
     assert not any(changed(everything(agent), ends[f"agent{k}"]) for k, agent in enumerate(agents))
     assert f"agent{number}" not in ends and (run.path / "distillation.csv").exists() == bool(taught)
     if args.method in ("piekd", "cikd"):
-        columns = run.table("distillation.csv").values()  # step, agent, teacher, recent, losses, return
-        np.testing.assert_array_equal(np.stack([*columns], axis=1), taught)
+        # step, agent, teacher, recent, losses, return
+        np.testing.assert_array_equal(run.table("distillation.csv").tolist(), taught)
         assert len({row[0] for row in taught}) > 3 and len({row[2] for row in taught}) > 1
     log, evaluation = run.table("log.csv"), run.table("eval.csv")
     for step, agent, finished, value in zip(log["step"], log["agent"], log["episodes"], log["return"]):
@@ -351,8 +358,16 @@ def test_the_loop_is_algorithm_1(monkeypatch, quiet, changes):
         assert finished == len(own) and value == pytest.approx(np.mean(own or counted[-1:] or past[-1][2]))
     assert evaluation["step"].tolist() == [step for step in (150, 250, 300) for _ in agents]
     assert evaluation["agent"].tolist() == [*range(number)] * 3 and evaluation["return"].tolist() == sum(tested, [])
-    env, (domain,) = baselines.make_envs(args, 1)[0], baselines.held_out_domains(0.0, 1)
-    assert [baselines.episode_return(env, each, domain, 0) for each in piekd_cikd.load_policies(run)] == tested[-1]
+    env, (domain,) = baselines.make_envs(args, 1)[0], held_out_domains(0.0, 1)
+    assert [episode_return(env, each, domain, 0) for each in piekd_cikd.load_policies(run)] == tested[-1]
+
+
+def test_a_minibatch_that_the_buffer_never_holds_is_refused(capsys):
+    """One line and status 2, before anything is written: phases would never begin."""
+    with pytest.raises(SystemExit) as stopped:
+        piekd_cikd.train(settings(total_steps=1000, warm_up=990, interval=10, batch_size=201, buffer_size=200))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and "--batch-size 201" in line and not Path("runs").exists()
 
 
 def make_run(returns, phases=(), **changes):
@@ -388,7 +403,7 @@ def test_learning_curves_of_best_and_worst_agent():
 def test_the_lines_of_each_figure_are_the_papers(monkeypatch, name, labels):
     """Labels by hand; {method} is that of the figure's paper."""
     asked = []
-    monkeypatch.setattr(piekd_cikd, "select_runs", lambda args, script, wanted: asked.append(wanted) or {})
+    monkeypatch.setattr(piekd_cikd, "find_runs", lambda args, script, wanted: asked.append(wanted) or {})
     piekd_cikd.look_up(settings(figure=name), CURVES[name])
     assert list(asked[0]) == [label.replace("_", " ") for label in labels.split()]
     assert asked[0][list(asked[0])[0]]["method"] == name.split("-")[0]
@@ -426,4 +441,4 @@ def test_the_defaults_are_the_papers():
     assert set(piekd_cikd.FIGURES) == {*CURVES, "cikd-5", "cikd-9"}
     assert (args.ensemble_size, args.interval, args.recent, args.total_steps) == (3, 5000, 5, 1_000_000)
     assert (args.learning_rate, args.gamma, args.tau, args.batch_size, args.warm_up) == (3e-4, 0.99, 0.005, 256, 10_000)
-    assert (args.distill_epochs, args.distill_lr, args.evaluate_every, args.eval_domains) == (5, 1e-3, 10_000, 20)
+    assert (args.distil_epochs, args.distil_lr, args.evaluate_every, args.eval_domains) == (5, 1e-3, 10_000, 20)

@@ -6,6 +6,7 @@ environment from Gymnasium.
 """
 
 import dataclasses
+import itertools
 import sys
 import warnings
 from pathlib import Path
@@ -16,7 +17,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from randomised_envs import Domain, RandomisedEnv, main, make_env, sample_domain
+from randomised_envs import (
+    Domain, RandomisedEnv, bootstrap, episode_returns, evaluate, held_out_domains, main, make_env, print_table,
+    sample_domain, save_gif,
+)  # fmt: skip
 
 ROBOTS = ("Walker2d", "Ant", "Humanoid", "Hopper", "HalfCheetah", "Swimmer")
 ENVS = [f"{robot}-{version}" for robot in ROBOTS for version in ("v4", "v5")]
@@ -370,6 +374,15 @@ def test_sampled_domains_have_the_ranges_of_table_1(eps, hinges):
     assert tuple(values[0, :4]) == root[:4]  # whether joints have offsets changes nothing else
 
 
+def test_an_environment_draws_domains_in_its_reading():
+    """Of the level that is asked for, whatever its own is; Hopper has four hinge joints."""
+    for init, hinges in (("root", None), ("joints", 4)):
+        env = make_env("Hopper-v5", 0.9, init)
+        for eps in (0.0, 0.4):
+            drawn = env.sample_domain(eps, np.random.default_rng(3))
+            assert drawn == sample_domain(eps, np.random.default_rng(3), hinges)
+
+
 def test_eps_outside_0_to_1_raises():
     """Where a domain is drawn and where an environment is made."""
     for eps in (-0.01, 1.01, float("nan"), float("inf")):
@@ -427,7 +440,7 @@ def test_info_names_the_domain_in_force():
     assert "x_position" in info and "x_position" in step_info
 
 
-# make_env and the command line ---------------------------------------------------------------------------
+# make_env ------------------------------------------------------------------------------------------------
 
 
 def test_make_env_keeps_the_time_limit_and_passes_arguments_on():
@@ -457,6 +470,22 @@ def test_make_env_says_in_one_line_what_is_wrong(tmp_path, env_id, arguments, me
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 250
 
 
+@pytest.mark.parametrize("space", [gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Discrete(4)])
+@pytest.mark.parametrize("which", ["observation_space", "action_space"])
+def test_spaces_must_be_vectors(monkeypatch, space, which):
+    """Of observations and of actions; make_env refuses others in one line."""
+
+    def make():
+        env = gym.make("Hopper-v5").unwrapped
+        setattr(env, which, space)
+        return env
+
+    monkeypatch.setitem(gym.registry, "Odd-v0", gym.envs.registration.EnvSpec("Odd-v0", make))
+    with pytest.raises(ValueError, match="cannot make Odd-v0: actions and observations must be vectors") as raised:
+        make_env("Odd-v0")
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("env_id", ["Reacher-v5", "Pusher-v5", "InvertedPendulum-v5", "InvertedDoublePendulum-v5"])
 @pytest.mark.parametrize("init", ["root", "joints"])
 def test_other_environments_work(env_id, init):
@@ -482,6 +511,92 @@ def test_make_env_is_quiet(capfd):
         assert not heard and capfd.readouterr() == ("", "")
         gym.make("HalfCheetah-v4")
     assert len(heard) == 1 and "settotalmass" in capfd.readouterr().err  # there is something to quiet, and not for good
+
+
+# Testing a policy in held-out domains --------------------------------------------------------------------
+
+
+def hopper(limit):  # with a limit of few steps some episodes of nod end by a fall, some by the limit
+    return make_env("Hopper-v4", max_episode_steps=limit)
+
+
+def nod(obs):
+    """A policy: some function of the observation, with values outside the action space too."""
+    return (1.5 * np.sin(3 * obs[:3] + obs[5:8])).astype(np.float32)
+
+
+def test_held_out_domains_are_always_the_same():
+    """A longer list only continues; no draw comes twice, not even scaled to another level, nor in training."""
+    assert held_out_domains(0.5, 3) == held_out_domains(0.5, 5)[:3]
+    assert held_out_domains(0.0, 2) == [Domain(), Domain()]
+    assert len(held_out_domains(0.5, 1, hinges=4)[0].position) == 4
+    winds = [domain.wind / eps for eps in (0.2, 0.4, 1.0) for domain in held_out_domains(eps, 200)]
+    assert len(np.unique(np.round(winds, 9))) == 600
+    for seed in (0, 1, 2**32 - 2):
+        assert sample_domain(0.2, np.random.default_rng([seed, 2000, 0])) != held_out_domains(0.2, 1)[0]
+
+
+def test_evaluate_is_a_plain_loop():
+    """In every held-out domain clipped actions until death or time limit; one environment says the same as three."""
+    policies, expected, kinds = {0: nod, -1: lambda obs: np.zeros(3)}, [], set()
+    for agent, eps, i in itertools.product(policies, (0.0, 0.5), range(3)):
+        env = hopper(20)
+        obs, _ = env.reset(seed=i, options={"domain": held_out_domains(eps, 3)[i]})
+        total, died, out_of_time = 0.0, False, False
+        while not (died or out_of_time):
+            obs, reward, died, out_of_time, _ = env.step(np.clip(policies[agent](obs), -1, 1))
+            total += reward
+        kinds.add("death" if died else "limit")
+        expected.append({"agent": agent, "eps_te": eps, "domain": i, "return": pytest.approx(total, rel=1e-9)})
+    assert kinds == {"death", "limit"}
+    for number in (1, 3):
+        assert evaluate([hopper(20) for _ in range(number)], policies, (0.0, 0.5), 3) == expected
+    with pytest.raises(ZeroDivisionError):  # of a thread
+        episode_returns([hopper(8), hopper(8)], [(lambda obs: 1 / 0, Domain(), 0)] * 2)
+
+
+def test_bootstrap_covers_the_true_mean_nineteen_times_in_twenty():
+    """Of 300 samples of 30 numbers with mean 1."""
+    rng = np.random.default_rng(0)
+    inside = [low <= 1 <= high for low, high in (bootstrap(rng.normal(1, 1, 30)) for _ in range(300))]
+    assert 0.89 < np.mean(inside) < 0.985
+
+
+def test_the_table_of_returns_by_hand(capsys):
+    """Mean and standard deviation over domains, by agent and level, from dictionaries or a structured array."""
+    returns = {(-1, 0): (10, 30), (-1, 0.4): (-7, -7), (2, 0): (1000, 1002), (2, 0.4): (0, 12)}
+    rows = [(*place, value) for place, values in returns.items() for value in values]
+    columns = "agent", "eps_te", "return"
+    for table in ([dict(zip(columns, row)) for row in rows], np.array(rows, [(name, float) for name in columns])):
+        print_table(table)
+        *_, levels, central, agent = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert levels == ["eps_te", "0", "0.4"] and central == ["central", "20", "+-", "10", "-7", "+-", "0"]
+        assert agent == ["agent", "2", "1001", "+-", "1", "6", "+-", "6"]
+
+
+def test_a_moving_picture_has_a_row_for_each_label(tmp_path, capsys):
+    """Two rows of two films, each of a colour of its own; one that ends early keeps its last frame."""
+    from PIL import Image, ImageSequence
+
+    colours = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 0]]])
+    lengths = [[3, 1], [3, 2]]
+    films = []
+    for colour, length in zip(colours.reshape(4, 3), np.ravel(lengths)):
+        films.append([np.full((20, 20, 3), colour * (i + 1) // 3, np.uint8) for i in range(length)])
+    save_gif(films, ["upper", "lower"], str(tmp_path / "a.gif"))
+    assert capsys.readouterr().out == f"moving picture: {tmp_path / 'a.gif'}\n"
+    with Image.open(tmp_path / "a.gif") as picture:
+        frames = [np.array(frame.convert("RGB"), int) for frame in ImageSequence.Iterator(picture)]
+    assert len(frames) == 3
+    height, width = frames[0].shape[:2]
+    for i, frame in enumerate(frames):
+        for row, column in np.ndindex(2, 2):
+            shown = frame[(2 * row + 1) * height // 4, (2 * column + 1) * width // 4]
+            expected = colours[row, column] * min(i + 1, lengths[row][column]) // 3
+            assert np.abs(shown - expected).max() <= 8, (i, row, column)
+
+
+# The command line ----------------------------------------------------------------------------------------
 
 
 def test_the_program_draws_what_randomisation_does(tmp_path, monkeypatch, capfd):
