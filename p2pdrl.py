@@ -209,11 +209,14 @@ def distillation_loss(pairs, both_ways=False):                                  
 
 
 def central_loss(central, actors, all_obs):
-    """Distral, DnC: mean over agents of KL(agent || central) on the agent's states. Agents get no gradient. Scalar."""
+    """Distral, DnC: mean over agents of KL(agent || central) on the agent's states. Agents get no gradient.
+
+    Scalar; and no metrics, since nobody reads any.
+    """
     divergences = []
     for actor, obs in zip(actors, all_obs):  # Ours: P2PDRL's paper does not say which way the KL goes
         divergences.append(gaussian_kl(tuple(each.detach() for each in actor(obs)), central(obs)).mean())
-    return sum(divergences) / len(divergences)
+    return sum(divergences) / len(divergences), torch.zeros(0)
 
 
 def value_loss(values, targets):                                                                        # line 15
@@ -286,8 +289,7 @@ class Central(nn.Module):
     def update(self, agents, minibatches):
         """One step towards the agents, on a minibatch of states from each."""
         inputs = [agent.actor for agent in agents], [batch.obs for batch in minibatches]
-        gradients, _ = self.optimiser.gradients(central_loss, self.actor, *inputs)
-        self.optimiser.step(gradients)  # in a graph of its own: one for both rounds unlike the runs of results.csv
+        self.optimiser.minimise(central_loss, self.actor, *inputs)
 
     def learn_and_restart(self, agents, batches, rngs, iteration: int, args):
         """DnC: learn from the iteration's data; every `reset_every` iterations agents start again from this policy.
