@@ -1491,11 +1491,11 @@ def look_at(args, load_policies):
         env = make_envs(argparse.Namespace(**run.settings), 1, **options)[0]
         eps = args.eps_te[0] if len(args.eps_te) == 1 else run.settings["eps_tr"]
         policies, domains = load_policies(run), held_out_domains(eps, 4, env.position_draws)
-        pairs = [(policies[0], each) for each in domains] if args.gif else [(each, domains[0]) for each in policies]
-        for policy, domain in pairs:
+        filmed = [(policies[0], each, seed) for seed, each in enumerate(domains)]
+        for policy, domain, seed in filmed if args.gif else [(each, domains[0], 0) for each in policies]:
             films.append([])
             try:
-                total = episode_return(env, policy, domain, domains.index(domain), films[-1] if args.gif else None)
+                total = episode_return(env, policy, domain, seed, films[-1] if args.gif else None)
             except Exception as error:  # each backend of OpenGL fails in a way of its own
                 sys.unraisablehook = lambda _: None  # what is left of a viewer would complain as it goes
                 fail(f"cannot draw: no OpenGL to be had here ({' '.join(str(error).split())[:80]})")

@@ -50,8 +50,8 @@ import torch
 from torch import nn
 
 from baselines import (
-    Optimiser, Run, RunArgs, RunningNorm, discounted_sums, fail, find_runs, gae, generator, launch, make_envs,
-    new_figure, numpy_policy, plot_lines, rollout, steps_per_agent,
+    Optimiser, Run, RunArgs, RunningNorm, compiled, discounted_sums, fail, find_runs, gae, generator, launch,
+    make_envs, new_figure, numpy_policy, plot_lines, rollout, steps_per_agent,
 )  # fmt: skip
 from randomised_envs import Domain, episode_returns, evaluate
 
@@ -375,7 +375,7 @@ def log_gradient_variance(i: int, agents, batches, old, central, rng, args) -> f
 
     Ours: the mean over parameters, and of each learner's own data: one learner has all of an iteration's.
     """
-    gradient, samples = torch.compile(actor_gradient, fullgraph=True, dynamic=False), []
+    gradient, samples = compiled(actor_gradient), []
     for _ in range(64):
         rows = torch.as_tensor(rng.permutation(len(batches[i].obs))[:64], device=args.device)
         minibatches = [Batch(*(column[rows] for column in batch)) for batch in batches]
