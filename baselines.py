@@ -444,9 +444,7 @@ class DDPGAgent(nn.Module):
     def update(self, minibatch: Transitions, args):
         """One step of both networks, and of their targets after them; the metrics."""
         networks = self.actor, self.critic, self.target_actor, self.target_critic
-        gradients, metrics = self.optimiser.gradients(ddpg_losses, *networks, minibatch, args)
-        self.optimiser.step(gradients)  # in a graph of its own: one for both rounds unlike the runs of results.csv
-        return metrics
+        return self.optimiser.minimise(ddpg_losses, *networks, minibatch, args)
 
     @torch.no_grad()
     def exploring_policy(self, step: int, stream: Stream, rng: np.random.Generator, args):
@@ -791,8 +789,8 @@ class Optimiser(nn.Module):
         self.networks, self.targets = list(networks), list(targets)  # in lists, as they are saved by their owner
         self.rates = learning_rate if isinstance(learning_rate, list) else [learning_rate] * len(self.networks)
         self.eps, self.max_grad_norm, self.tau, self.compile, self.called = eps, max_grad_norm, tau, args.compile, set()
-        sizes = [sum(each.numel() for each in network.parameters()) for network in self.networks]
-        self.means, self.squares = (nn.ParameterList(torch.zeros(size) for size in sizes) for _ in range(2))
+        zeros = [torch.zeros_like(each) for network in self.networks for each in network.parameters()]
+        self.means, self.squares = nn.ParameterList(zeros), nn.ParameterList(map(torch.clone, zeros))
         self.register_buffer("steps", torch.zeros(()))
         for module in (*self.networks, *self.targets, self.requires_grad_(False)):
             module.to(args.device)
@@ -838,26 +836,26 @@ def gradients_of(optimiser, losses, *arguments):
     result, gradients = losses(*arguments), []
     values, metrics = result if isinstance(result, tuple) else (result, result)
     for value, network in zip(values if isinstance(values, tuple) else (values,), optimiser.networks):
-        gradient = torch.cat([each.flatten() for each in torch.autograd.grad(value, tuple(network.parameters()))])
+        gradient = torch.autograd.grad(value, tuple(network.parameters()))
         if optimiser.max_grad_norm < math.inf:
-            gradient = gradient * (optimiser.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
-        gradients.append(gradient)
+            norm = torch.cat([each.flatten() for each in gradient]).norm()
+            gradient = [each * (optimiser.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) for each in gradient]
+        gradients.append(list(gradient))
     return gradients, metrics.detach()
 
 
 @torch.no_grad()
 def take_step(optimiser, gradients):
     """See Optimiser.step. The arithmetic is torch's; its optimiser, which works outside of graphs, is far slower."""
-    state = optimiser.networks, gradients, optimiser.means, optimiser.squares, optimiser.rates
-    for network, gradient, mean, square, rate in zip(*state):
-        new = nn.utils.parameters_to_vector(network.parameters())
-        adam(
-            [new], [gradient], [mean], [square], [], [optimiser.steps.clone()], amsgrad=False, beta1=0.9, beta2=0.999,
-            lr=rate, weight_decay=0, eps=optimiser.eps, maximize=False, foreach=False, capturable=new.is_cuda,
-        )
+    moments = iter(zip(optimiser.means, optimiser.squares))
+    for network, gradient, rate in zip(optimiser.networks, gradients, optimiser.rates):
         parameters = list(network.parameters())
-        for old, value in zip(parameters, new.split([each.numel() for each in parameters])):
-            old.copy_(value.view_as(old))
+        means, squares = map(list, zip(*(next(moments) for _ in parameters)))
+        steps = [optimiser.steps.clone() for _ in parameters]
+        adam(
+            parameters, gradient, means, squares, [], steps, amsgrad=False, beta1=0.9, beta2=0.999, lr=rate,
+            weight_decay=0, eps=optimiser.eps, maximize=False, foreach=False, capturable=optimiser.steps.is_cuda,
+        )
     optimiser.steps += 1
     optimiser.move_targets()
 
