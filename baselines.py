@@ -58,6 +58,7 @@ You should know
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -65,11 +66,14 @@ import inspect
 import json
 import math
 import os
+import pickle
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -80,10 +84,8 @@ import torch
 from torch import nn
 from torch.optim.adam import adam
 
-from randomised_envs import (
-    HELD_OUT, Domain, Parser, RandomisedEnv, agent_name, bootstrap, episode_return, evaluate, held_out_domains,
-    make_env, print_table, save_gif,
-)  # fmt: skip
+from randomised_envs import HELD_OUT, RANGES, Domain, Parser, RandomisedEnv, agent_name, bootstrap, episode_return
+from randomised_envs import evaluate, held_out_domains, make_env, print_table, save_gif
 
 
 @dataclasses.dataclass
@@ -93,6 +95,7 @@ class RunArgs:
     # environment
     xml_file: str = ""  # an MJCF file of your own in place of the environment's (v5 environments)
     init: Literal["root", "joints"] = "root"  # initial position: x, which no walker notices, or each joint's angle
+    ranges: tuple[float, float, float, float, float] = RANGES  # half widths at level 1 of wind (N), gravity, ...
 
     # evaluation
     eps_te: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # randomisation levels of the test domains
@@ -103,7 +106,7 @@ class RunArgs:
     seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
     jobs: int = 2  # seeds to run in parallel
     threads: int = 0  # threads of one run; 0: one for each core
-    device: str = "cpu"  # of the networks: cpu or cuda
+    device: Literal["cpu", "cuda"] = "cpu"  # of the networks
     compile: bool = True  # compile the gradient steps where a C++ compiler is found
     checkpoint_every: int = 10  # iterations (rows of the log) between checkpoints
     runs: str = "runs"  # folder of all runs
@@ -125,7 +128,7 @@ class SharedArgs(RunArgs):
     algo: Literal["ppo", "ddpg", "sac"] = "ppo"  # each has options of its own: see --algo sac --help
     env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment
     eps_tr: float = 0.0  # randomisation level in training, in [0, 1]; a new domain for each iteration (PPO) or episode
-    total_steps: int = 1_000_000  # environment steps
+    total_steps: int = 1_000_000  # environment steps; with more a run begins anew
     gamma: float = 0.99  # discount factor
     evaluations: int = 4  # evenly spaced over training, the last one at its end
 
@@ -412,11 +415,11 @@ def ddpg_actor_loss(actor, critic, batch):                                      
     return -critic(batch.obs, actor(batch.obs)).mean()
 
 
-def ddpg_losses(actor, critic, target_actor, target_critic, batch, args):
+def ddpg_losses(agent, batch, args):
     """Losses of actor and critic on a minibatch, and DDPGAgent.METRICS."""
-    targets = ddpg_targets(target_actor, target_critic, batch, args.gamma)
-    critic_loss = ddpg_critic_loss(critic, batch, targets, args.critic_decay)
-    actor_loss = ddpg_actor_loss(actor, critic, batch)
+    targets = ddpg_targets(agent.target_actor, agent.target_critic, batch, args.gamma)
+    critic_loss = ddpg_critic_loss(agent.critic, batch, targets, args.critic_decay)
+    actor_loss = ddpg_actor_loss(agent.actor, agent.critic, batch)
     return (actor_loss, critic_loss), torch.stack([critic_loss, -actor_loss])
 
 
@@ -443,8 +446,9 @@ class DDPGAgent(nn.Module):
 
     def update(self, minibatch: Transitions, args):
         """One step of both networks, and of their targets after them; the metrics."""
-        networks = self.actor, self.critic, self.target_actor, self.target_critic
-        return self.optimiser.minimise(ddpg_losses, *networks, minibatch, args)
+        gradients, metrics = self.optimiser.gradients(ddpg_losses, self, minibatch, args)
+        self.optimiser.step(gradients)  # in a graph of its own: one for both rounds unlike the runs of results.csv
+        return metrics
 
     @torch.no_grad()
     def exploring_policy(self, step: int, stream: Stream, rng: np.random.Generator, args):
@@ -693,9 +697,7 @@ def sac(args):
             else:
                 noise = acting.standard_normal(len(scale), dtype=np.float32)
                 action = squashed_policy(agent.actor)(stream.obs, noise)
-            finished = stream.step(action)
-            if finished is not None:
-                returns.append(finished)
+            returns += stream.step(action)
             if step >= args.warm_up:
                 metrics += agent.update(*sac_batch(stream.buffer, args, rng), args, run.pool)
                 updates += 1
@@ -746,14 +748,17 @@ class RunningNorm(nn.Module):
         self.count.copy_(total)
 
 
+def cores() -> int:
+    """The cores that this process may use: under taskset or Slurm fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def set_up_torch(args):
     """Seed torch and check the device. Where nothing can be compiled, say so, and set args.compile to False."""
     set_up_thread()
     torch.manual_seed(args.seed)
-    try:
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        fail(f"device {args.device!r} cannot be used: {str(error).splitlines()[0]}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("no CUDA device can be used here")
     torch.compiler.set_stance("default" if args.compile else "force_eager")
     try:
         torch.compile(torch.sin)(torch.zeros(1, device=args.device))
@@ -789,8 +794,8 @@ class Optimiser(nn.Module):
         self.networks, self.targets = list(networks), list(targets)  # in lists, as they are saved by their owner
         self.rates = learning_rate if isinstance(learning_rate, list) else [learning_rate] * len(self.networks)
         self.eps, self.max_grad_norm, self.tau, self.compile, self.called = eps, max_grad_norm, tau, args.compile, set()
-        zeros = [torch.zeros_like(each) for network in self.networks for each in network.parameters()]
-        self.means, self.squares = nn.ParameterList(zeros), nn.ParameterList(map(torch.clone, zeros))
+        sizes = [sum(each.numel() for each in network.parameters()) for network in self.networks]
+        self.means, self.squares = (nn.ParameterList(torch.zeros(size) for size in sizes) for _ in range(2))
         self.register_buffer("steps", torch.zeros(()))
         for module in (*self.networks, *self.targets, self.requires_grad_(False)):
             module.to(args.device)
@@ -818,9 +823,7 @@ class Optimiser(nn.Module):
                 old.lerp_(new, self.tau)
 
     def _call(self, function, *arguments):
-        if function in self.called:
-            return compiled(function)(self, *arguments)
-        with self.LOCK:
+        with contextlib.nullcontext() if function in self.called else self.LOCK:
             if self.compile and not Optimiser.announced:
                 Optimiser.announced = True
                 print("\r\x1b[K" * sys.stdout.isatty() + "compiling the gradient steps: half a minute", flush=True)
@@ -836,26 +839,25 @@ def gradients_of(optimiser, losses, *arguments):
     result, gradients = losses(*arguments), []
     values, metrics = result if isinstance(result, tuple) else (result, result)
     for value, network in zip(values if isinstance(values, tuple) else (values,), optimiser.networks):
-        gradient = torch.autograd.grad(value, tuple(network.parameters()))
+        gradient = torch.cat([each.flatten() for each in torch.autograd.grad(value, tuple(network.parameters()))])
         if optimiser.max_grad_norm < math.inf:
-            norm = torch.cat([each.flatten() for each in gradient]).norm()
-            gradient = [each * (optimiser.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) for each in gradient]
-        gradients.append(list(gradient))
+            gradient = gradient * (optimiser.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        gradients.append(gradient)
     return gradients, metrics.detach()
 
 
 @torch.no_grad()
 def take_step(optimiser, gradients):
     """See Optimiser.step. The arithmetic is torch's; its optimiser, which works outside of graphs, is far slower."""
-    moments = iter(zip(optimiser.means, optimiser.squares))
-    for network, gradient, rate in zip(optimiser.networks, gradients, optimiser.rates):
+    others = {"weight_decay": 0, "amsgrad": False, "maximize": False, "foreach": False}
+    moments = optimiser.means, optimiser.squares
+    for network, gradient, mean, square, rate in zip(optimiser.networks, gradients, *moments, optimiser.rates):
+        new = nn.utils.parameters_to_vector(network.parameters())
+        state = [new], [gradient], [mean], [square], [], [optimiser.steps.clone()]
+        adam(*state, lr=rate, beta1=0.9, beta2=0.999, eps=optimiser.eps, capturable=new.is_cuda, **others)
         parameters = list(network.parameters())
-        means, squares = map(list, zip(*(next(moments) for _ in parameters)))
-        steps = [optimiser.steps.clone() for _ in parameters]
-        adam(
-            parameters, gradient, means, squares, [], steps, amsgrad=False, beta1=0.9, beta2=0.999, lr=rate,
-            weight_decay=0, eps=optimiser.eps, maximize=False, foreach=False, capturable=optimiser.steps.is_cuda,
-        )
+        for old, value in zip(parameters, new.split([each.numel() for each in parameters])):
+            old.copy_(value.view_as(old))
     optimiser.steps += 1
     optimiser.move_targets()
 
@@ -878,10 +880,9 @@ def layer_norm(weight, bias, x):
     return x * (weight / np.sqrt(x.dot(x) / size + np.float32(1e-5))) + bias  # torch's default epsilon
 
 
-NUMPY_LAYERS = {  # functions of a layer's parameters and x
-    nn.Linear: lambda weight, bias, x: weight.dot(x) + bias, nn.LayerNorm: layer_norm,
-    nn.Tanh: np.tanh, nn.ReLU: functools.partial(np.maximum, np.float32(0)),
-}  # fmt: skip
+RELU = functools.partial(np.maximum, np.float32(0))
+# Functions of a layer's parameters, w and b, if it has any, and x.
+NUMPY_LAYERS = {nn.Linear: lambda w, b, x: w.dot(x) + b, nn.LayerNorm: layer_norm, nn.Tanh: np.tanh, nn.ReLU: RELU}
 
 
 def numpy_network(net: nn.Sequential, frozen: bool = True):
@@ -966,7 +967,7 @@ def make_envs(args, number: int, **kwargs) -> list[RandomisedEnv]:
     """`number` environments of the kind that `args` names; whatever is wrong with it ends the program in one line."""
     kwargs |= {"xml_file": os.path.abspath(args.xml_file)} if args.xml_file else {}
     try:
-        return [make_env(args.env, args.eps_tr, args.init, **kwargs) for _ in range(number)]
+        return [make_env(args.env, args.eps_tr, args.init, ranges=args.ranges, **kwargs) for _ in range(number)]
     except ValueError as error:
         fail(str(error))
 
@@ -1056,23 +1057,22 @@ class Stream:
         self.obs, _ = self.env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})
         self.actions, self.total = [], 0.0  # of the present episode
 
-    def step(self, action: np.ndarray) -> float | None:
-        """One step, into the buffer. If it ends the episode, that episode's return; the next one has then begun."""
+    def step(self, action: np.ndarray) -> list[float]:
+        """One step, into the buffer. If it ends the episode, a list of its return, and the next one has begun."""
         action, obs = np.clip(action, -self.action_scale, self.action_scale), self.obs
         self.obs, reward, terminated, truncated, _ = self.env.step(action)
         self.actions.append(action)
         self.total += float(reward)
         self.buffer.add(obs, action, reward, self.obs, terminated)
         if not (terminated or truncated):
-            return None
+            return []
         self.episode, self.last_return = self.episode + 1, self.total
         self._begin()
-        return self.last_return
+        return [self.last_return]
 
     def collect(self, policy, steps: int) -> list[float]:
         """So many steps with actions policy(obs); the returns of the episodes that ended."""
-        returns = [self.step(policy(self.obs)) for _ in range(steps)]
-        return [each for each in returns if each is not None]
+        return [ended for _ in range(steps) for ended in self.step(policy(self.obs))]
 
     def state_dict(self):
         actions = torch.as_tensor(np.array(self.actions, np.float32))
@@ -1103,6 +1103,9 @@ def launch(Args: type, train, figures: dict, load_policies):
     Args: the dataclass of its options. figures: {name: function of args that returns a figure and its title, or prints
     a table}. load_policies(run): the run's policies as functions obs (obs,) -> action (act,).
     """
+    stopped = "stopped; the same command, without --overwrite, goes on from the last checkpoint"
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, and what a cluster sends before it kills
+        signal.signal(number, lambda number, _: fail(stopped, status=128 + number))
     try:
         args = parse_args(Args, figures)
         if args.figure:
@@ -1114,9 +1117,7 @@ def launch(Args: type, train, figures: dict, load_policies):
             run_seeds(args)
         else:
             train(args)
-    except KeyboardInterrupt:
-        fail("stopped; the same command, without --overwrite, goes on from the last checkpoint", status=130)
-    except OSError as error:  # it names the file
+    except (FloatingPointError, MemoryError, OSError) as error:  # of the environment, the buffer, a file
         fail(str(error))
 
 
@@ -1140,8 +1141,7 @@ def parse_args(Args: type, figures: dict):
     """Fill the dataclass `Args` from the command line.
 
     `steps: int = 4096  # of each agent` becomes `--steps`, with the comment as its help; a comment on a line of
-    its own begins a group. Booleans become `--flag/--no-flag`, Literals choices, tuples lists, in which a value
-    that is named twice counts once.
+    its own begins a group. Booleans become `--flag/--no-flag`, Literals choices, tuples lists.
     """
     parser, comments, groups = Parser(description=sys.modules["__main__"].__doc__.splitlines()[0]), {}, {}
     for line in "\n".join(inspect.getsource(each) for each in Args.__mro__[:-1]).splitlines():
@@ -1161,31 +1161,33 @@ def parse_args(Args: type, figures: dict):
             usual = (int(default not in (0, ())), HELD_OUT - 1) if single is int else (0, 1e30)
             options["type"] = number_between(single, *LIMITS.get(name, usual))
         if get_origin(kind) is tuple:
-            options["nargs"] = "+" if default else "*"
+            options["nargs"] = len(get_args(kind)) if ... not in get_args(kind) else "+" if default else "*"
         group = groups.setdefault(heading, parser.add_argument_group(heading))  # one without options is not shown
         group.add_argument("--" + name.replace("_", "-"), **options)
-    values = vars(parser.parse_args())
-    lists = {name: tuple(dict.fromkeys(value)) for name, value in values.items() if isinstance(value, list)}
-    return Args(**values | lists | {"threads": values["threads"] or os.cpu_count()})
+    values = vars(parser.parse_args()).items()
+    return Args(**{name: tuple(value) if isinstance(value, list) else value for name, value in values})
 
 
 def run_seeds(args):
     """Run this very command once for each seed, --jobs at a time, and pass on what they print."""
-    threads = max(1, (os.cpu_count() or 1) // min(args.jobs, len(args.seeds)))
+    threads, processes = max(1, cores() // min(args.jobs, len(args.seeds))), []
 
     def run(seed):
         # Of two --threads the last one counts: the user's own, if there is one.
         command = [sys.executable, sys.argv[0], f"--threads={threads}", *sys.argv[1:], "--seeds", f"--seed={seed}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            processes.append(process)
             for line in process.stdout:
                 print(f"seed {seed} | {line}", end="", flush=True)
         return abs(process.returncode)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         try:
-            raise SystemExit(max(pool.map(run, args.seeds)))
-        finally:  # after Ctrl-C, which the processes at work get too, no new ones
+            raise SystemExit(max(pool.map(run, dict.fromkeys(args.seeds))))
+        finally:  # no new ones after Ctrl-C, which the processes at work get too, or SIGTERM, which they do not
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
 
 
 # =========================================================================================================
@@ -1198,15 +1200,22 @@ NOT_IN_NAME = {"env", "seed", "seeds", "jobs", "threads", "device", "compile", "
 
 
 def run_name(args, script: str, seed: int | str) -> str:
-    """The script, the environment, every option that differs from its default, and the seed."""
+    """The script, the environment, every option that differs from its default, and the seed.
+
+    What a file system might not take becomes _ or is cut off; then eight digits of a hash of the whole follow.
+    """
     words = [script, args.env]
     for field in dataclasses.fields(args):
         value, default = getattr(args, field.name), args.left_open().get(field.name, field.default)
         if field.name not in NOT_IN_NAME and value not in (None, default):
+            if field.name == "xml_file":  # its content counts, and that of files that it includes: the compiled model
+                value = f"{Path(value).stem}-{zlib.crc32(pickle.dumps(make_envs(args, 1)[0].model)):08x}"
             items = value if isinstance(value, tuple) else (value,)
             text = "+".join(f"{item:.12g}" if isinstance(item, float) else str(item) for item in items)
-            words.append(re.sub(r"[^\w.+=-]", "_", f"{field.name}={text}"))
-    return "-".join([*words, f"seed{seed}"])
+            words.append(f"{field.name}={text}")
+    name = "-".join(words)
+    safe = re.sub(r"[^\w.+=-]", "_", name)[:200]
+    return f"{safe if safe == name else f'{safe}-{zlib.crc32(name.encode()):08x}'}-seed{seed}"
 
 
 class Run:
@@ -1223,8 +1232,9 @@ class Run:
     def __init__(self, args, script: str, number: int = 1):
         """number: of environments to train in. Sets torch up, so networks are to be made afterwards."""
         left_open = {name: value for name, value in args.left_open().items() if getattr(args, name) is None}
-        self.args = args = dataclasses.replace(args, threads=args.threads or os.cpu_count() or 1, **left_open)
-        self.path, envs = Path(args.runs) / run_name(args, script, args.seed), make_envs(args, number + args.threads)
+        self.args = args = dataclasses.replace(args, threads=args.threads or cores(), **left_open)
+        envs = make_envs(args, number + args.threads)
+        self.path = Path(args.runs) / run_name(args, script, args.seed)
         self.envs, self.test_envs = envs[:number], envs[number:]
         set_up_torch(args)
         self.pool = ThreadPoolExecutor(args.threads, initializer=set_up_thread)
@@ -1273,10 +1283,10 @@ class Run:
             import fcntl
 
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # Windows has no such locks
         except BlockingIOError:
             fail(f"another process is training in {self.path}: wait for it, or choose another --runs folder")
+        except (ImportError, OSError):
+            pass  # Windows has no such locks, nor have some shared folders
         for file in self.path.glob("[!.]*") if self.args.overwrite else ():  # not the lock
             file.unlink()
 
@@ -1306,8 +1316,12 @@ class Run:
 
     def _replace(self, name, write):
         beside = self.path / f".{name}.new"
-        write(beside)
-        os.replace(beside, self.path / name)
+        try:
+            write(beside)
+            os.replace(beside, self.path / name)
+        except (OSError, RuntimeError):  # the latter is torch.save's
+            beside.unlink(missing_ok=True)
+            fail(f"cannot write {self.path / name}; the former one stays, if there is one. Is the disk full?")
 
     def _show(self, seconds: float):
         """A line of progress: rewritten on a terminal, one after the other elsewhere. seconds: of a step, if known."""
@@ -1372,11 +1386,6 @@ class SavedRun:
         steps = np.unique(test["step"])
         return steps, np.array([test["return"][test["step"] == step].mean() for step in steps])
 
-    def test_returns(self):
-        """Levels eps_te, and the mean return at each over agents and held-out domains at the end of the run."""
-        levels = np.unique(self.table("eval.csv")["eps_te"])
-        return levels, np.array([self.test_curve(eps)[1][-1] for eps in levels])
-
     def steps(self) -> list[int]:
         """The steps at which the run kept its networks."""
         return sorted(int(file.stem.removeprefix("policies-")) for file in self.path.glob("policies-*.pt"))
@@ -1404,8 +1413,7 @@ class SavedRun:
         plot_lines(right, tested, xlabel, "return", seeds=False, marker="o", markersize=4)
         left.set_title("training domains, sampled actions, mean of 20 rows")
         right.set_title("held-out domains, deterministic policy")
-        title = f"{self.path.name}\nright: 95 % bootstrap interval of the mean over domains"
-        save_figure(figure, title, self.path / "figure.png")
+        save_figure(figure, f"{self.path.name}\nright: 95 % bootstrap interval of the mean", self.path / "figure.png")
 
 
 def find_runs(args, script: str, lines: dict[str, dict]) -> dict[str, list[SavedRun]]:
@@ -1468,7 +1476,6 @@ def save_figure(figure, title: str, path: Path):
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8)
     figure.suptitle(title, fontsize=10, wrap=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     print(f"figure: {path}")
 
@@ -1488,7 +1495,7 @@ def look_at(args, load_policies):
     for run in runs:
         env = make_envs(argparse.Namespace(**run.settings), 1, **options)[0]
         eps = args.eps_te[0] if len(args.eps_te) == 1 else run.settings["eps_tr"]
-        policies, domains = load_policies(run), held_out_domains(eps, 4, env.position_draws)
+        policies, domains = load_policies(run), held_out_domains(env, eps, 4)
         filmed = [(policies[0], each, seed) for seed, each in enumerate(domains)]
         for policy, domain, seed in filmed if args.gif else [(each, domains[0], 0) for each in policies]:
             films.append([])

@@ -61,7 +61,7 @@ class Args(RunArgs):
     base: Literal["ddpg", "ppo"] = "ddpg"  # what each learner does apart from distillation
     method: Literal[tuple(LEARNERS)] = "dpd"  # two learners, or one with the same total of steps
     eps_tr: float = 0.0  # Ours: randomisation level in training, in [0, 1]; each learner has domains of its own
-    total_steps: int = 1_000_000  # environment steps, summed over learners
+    total_steps: int = 1_000_000  # environment steps, summed over learners; with more a run begins anew
     gamma: float = 0.99  # discount factor
     evaluations: int = 4  # evenly spaced over training, the last one at its end
 

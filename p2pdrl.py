@@ -93,7 +93,7 @@ class Args(RunArgs):
     reset_every: int = 50  # R of DnC's paper: iterations after which its agents start again from their central policy
 
     # PPO (App. A.2, Table 2)
-    total_steps: int = 2_000_000  # environment steps, summed over agents; Ours: neither version gives the total
+    total_steps: int = 2_000_000  # environment steps, summed over agents (Ours); with more a run begins anew
     steps_per_iteration: int = 4096  # environment steps between updates, summed over agents
     learning_rate: float | None = None  # Adam's; if not given, the method's: 1e-4 or, for the three PPOs, 3e-4
     epochs: int = 10  # passes over an iteration's data
@@ -500,7 +500,8 @@ def figure_returns(args):
     found = find_runs(args, "p2pdrl", LINES["3" if args.figure == "4" else args.figure])
     figure, (left, right) = new_figure(columns=2)
     trained = {label: [run.training_curve() for run in runs] for label, runs in found.items()}
-    tested = {label: [run.test_returns() for run in runs] for label, runs in found.items()}
+    x = args.eps_te
+    tested = {label: [(x, [run.test_curve(eps)[1][-1] for eps in x]) for run in runs] for label, runs in found.items()}
     plot_lines(left, trained, "environment steps, all agents", "training return")
     plot_lines(right, tested, "eps_te, randomisation level", "return in held-out domains", marker="o")
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; {INTERVAL}"

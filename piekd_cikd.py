@@ -78,7 +78,7 @@ class Args(RunArgs):
     method: Literal[tuple(METHODS)] = "piekd"  # ensemble: no distillation; vanilla: K = 1
     ensemble_size: int = 3  # K
     eps_tr: float = 0.0  # Ours: randomisation level in training, in [0, 1]; a new domain for each episode
-    total_steps: int = 1_000_000  # environment steps
+    total_steps: int = 1_000_000  # environment steps; with more a run begins anew
     recent: int = 5  # M, episodes over which an agent's return is averaged for the election
 
     # distillation
@@ -361,17 +361,17 @@ def train(args):
             else:
                 noise = acting.standard_normal(len(scale), dtype=np.float32)
                 action = squashed_policy(agents[standings.acting].actor)(stream.obs, noise)
-            finished = stream.step(action)                                                       # lines 10, 11
+            ended = stream.step(action)                                                          # lines 10, 11
             if step >= args.warm_up:
                 for k, (agent, rng) in enumerate(zip(agents, rngs)):  # Ours: each has a minibatch of its own
                     metrics[k] += agent.update(*sac_batch(buffer, args, rng), args, run.pool)    # lines 12, 13
                 updates += 1
                 standings.steps_since += 1                                                       # line 15
-            if finished is None:
+            if not ended:
                 continue
-            returns[standings.acting].append(finished)
+            returns[standings.acting] += ended
             if standings.counts:
-                standings.record(finished)                                                       # line 14
+                standings.record(*ended)                                                         # line 14
             # Line 17. Ours: at the end of an episode, where the released code distils in the middle of one.
             if has_phases and standings.steps_since >= args.interval and len(buffer) >= args.batch_size:
                 if rows := phase(agents, standings, buffer, run):

@@ -15,7 +15,7 @@ with one scalar eps in [0, 1] for its width: eps = 0 is the plain environment, b
     mass      m ~ U(m0 (1 - .5 eps),  m0 (1 + .5 eps))      every link by the same factor
     position  x ~ U(x0 - eps, x0 + eps)                     m, the root's x
 
-Try it (a few seconds; prints the ranges, draws what they do):
+Try it (a few seconds; draws what each parameter does at the ends of its range):
 
     python randomised_envs.py --env Walker2d-v4 --eps 0.5
 
@@ -23,7 +23,8 @@ Use it elsewhere: copy this one file, it needs gymnasium, mujoco and numpy (matp
 
     env = make_env("Walker2d-v4", eps=0.5)                            # a new domain at every reset
     obs, info = env.reset(seed=0)                                     # info["domain"] says which
-    obs, info = env.reset(options={"domain": Domain(gravity=1.2)})    # this domain
+    obs, info = env.reset(options={"domain": Domain(gravity=1.2)})    # this domain, for one episode
+    env = make_env("Walker2d-v4", domain=Domain(gravity=1.2))         # this domain, for ever
 
 You should know
 ---------------
@@ -36,8 +37,8 @@ You should know
   and what MuJoCo derives from them (subtree masses, inverse weights) must be recomputed.
 * The friction of a contact is the larger of the two geoms' coefficients. Where the feet grip better than
   the floor (Hopper, Walker2d), changing the floor alone changes nothing. All geoms change.
-* Humanoid and HumanoidStandup observe `cinert`, the inertia of their own links, and with it their mass. It
-  is shown here as for the nominal masses; otherwise the first thing that an agent sees would name its domain.
+* Humanoid and HumanoidStandup observe `cinert`, the inertia of their own links, and with it their mass. They
+  are shown that of the nominal masses; otherwise the first thing that an agent sees would name its domain.
 * The x of a robot that walks or swims neither changes the dynamics nor is observed: Table 1's initial
   position, read literally, cannot change a return. `init="joints"` is the reading that can: every hinge
   joint starts with an offset of its own, U(-eps, eps) rad, clipped to its range. From eps = .2 on, that
@@ -47,6 +48,7 @@ You should know
 import argparse
 import copy
 import dataclasses
+import numbers
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -56,8 +58,8 @@ import mujoco
 import numpy as np
 from gymnasium.envs.mujoco import MujocoEnv
 
-# Table 1: half the width of each uniform distribution at eps = 1.
-WIND, GRAVITY, FRICTION, MASS, POSITION = 5.0, 0.25, 0.3, 0.5, 1.0
+# Table 1: half the width of each uniform distribution at eps = 1, in the order and units of Domain.
+RANGES = (5.0, 0.25, 0.3, 0.5, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +76,21 @@ class Domain:
     position: float | tuple[float, ...] = 0.0  # m, offset of the root's x; a tuple: rad, one for each hinge joint
 
     def __post_init__(self):
-        if not isinstance(self.position, (int, float, tuple)):
+        if not isinstance(self.position, (numbers.Real, tuple)):
             raise ValueError(f"position must be a number or a tuple of numbers: {self}")
         if not np.all(np.isfinite(np.hstack(dataclasses.astuple(self)))) or self.mass <= 0 or self.friction < 0:
             raise ValueError(f"values must be finite, mass positive and friction not negative: {self}")
 
 
-def sample_domain(eps: float, rng: np.random.Generator, hinges: int | None = None) -> Domain:
-    """Draw a domain from Table 1 at level `eps`; ValueError unless 0 <= eps <= 1.
+def sample_domain(eps: float, rng: np.random.Generator, hinges: int | None = None, ranges=RANGES) -> Domain:
+    """Draw a domain at level `eps`; ValueError unless 0 <= eps <= 1.
 
     hinges: None for an offset of the root's x; a number n for n independent offsets of hinge joints. The
-    first four values are the same in both readings.
+    first four values are the same in both readings. ranges: half widths at eps = 1; Table 1's by default.
     """
     check_eps(eps)
-    wind, gravity, friction, mass = rng.uniform(-eps, eps, 4) * (WIND, GRAVITY, FRICTION, MASS)
-    offsets = rng.uniform(-eps, eps, hinges) * POSITION
+    wind, gravity, friction, mass = rng.uniform(-eps, eps, 4) * ranges[:4]
+    offsets = rng.uniform(-eps, eps, hinges) * ranges[4]
     position = float(offsets) if hinges is None else tuple(float(offset) for offset in offsets)
     return Domain(float(wind), float(1 + gravity), float(1 + friction), float(1 + mass), position)
 
@@ -102,49 +104,54 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Put a Gymnasium MuJoCo environment into a domain, a new one at every reset if eps > 0.
 
     `reset(options={"domain": Domain(...)})` chooses the domain until the next reset; without the option it
-    is sampled by this wrapper's own generator (seeded by `reset(seed=...)`), or nominal at eps = 0.
-    `info["domain"]`, in reset and step alike, is the domain in force.
+    is `domain`, if given, or sampled by this wrapper's own generator (seeded by `reset(seed=...)`), or nominal
+    at eps = 0. `info["domain"]`, in reset and step alike, is the domain in force.
 
     init: "root" or "joints", the reading of Table 1's initial position (see the top of this file).
-    Raises ValueError for an environment that is not MuJoCo's, eps outside [0, 1] or an unknown init. In a
-    model without a joint along x under its root (Reacher, Pusher) the wind pushes the first moving link, and
+    ranges: half the width of each distribution at eps = 1, in the order of Domain's fields; Table 1's by default.
+    Raises ValueError for an environment that is not MuJoCo's, eps outside [0, 1], an unknown init or impossible
+    ranges; `step` raises FloatingPointError where the environment gives a reward or observation that is not finite.
+    In a model without a joint along x under its root (Reacher, Pusher) the wind pushes the first moving link, and
     there is no root position to offset. Wrappers that change observations belong around this one, not inside.
     """
 
-    def __init__(self, env: gym.Env, eps: float = 0.0, init: str = "root"):
-        gym.utils.RecordConstructorArgs.__init__(self, eps=eps, init=init)
+    def __init__(self, env: gym.Env, eps: float = 0.0, init: str = "root", domain: Domain | None = None, ranges=RANGES):
+        gym.utils.RecordConstructorArgs.__init__(self, eps=eps, init=init, domain=domain, ranges=ranges)
         gym.Wrapper.__init__(self, env)
         check_eps(eps)
         if init not in ("root", "joints"):
             raise ValueError(f"init must be 'root' or 'joints', but is {init!r}")
         if not isinstance(env.unwrapped, MujocoEnv):
             raise ValueError("it is not a MuJoCo environment and has no physics to vary")
-        self.eps, self.init, self.domain = eps, init, Domain()
-        self._rng = np.random.default_rng()
+        Domain(*(1 - np.array(ranges) * (0, 1, 1, 1, 0)))  # raises ValueError where a range reaches too far
+        self.eps, self.init, self.ranges, self.fixed_domain, self.domain = eps, init, ranges, domain, Domain()
+        self._rng, self._inner = np.random.default_rng(), env.unwrapped
 
         # Every change starts from these, so that nothing compounds from reset to reset.
-        self._nominal, self._nominal_qpos = copy.copy(self.model), env.unwrapped.init_qpos.copy()
+        self._nominal, self._nominal_qpos = copy.copy(self.model), self._inner.init_qpos.copy()
         self._scratch = mujoco.MjData(self.model)
         self.hinges = np.flatnonzero(self.model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE)
         self.root, self._root_x, self._root_sign = self._find_root()
-        self._mass_entries = self._find_mass_entries()
+        self._hide_mass()
+
+    def __setstate__(self, state):
+        """A copy, or what a pickle held. Gymnasium makes the environment inside anew: all is set again, to nominal."""
+        self.__dict__.update(state)
+        self._enter(Domain())
+        self._blow()
+        self._hide_mass()
 
     @property
     def model(self) -> mujoco.MjModel:
-        return self.env.unwrapped.model
-
-    @property
-    def position_draws(self) -> int | None:
-        """What `sample_domain` needs as `hinges` for this environment's reading of the initial position."""
-        return len(self.hinges) if self.init == "joints" else None
+        return self._inner.model
 
     @property
     def data(self) -> mujoco.MjData:
-        return self.env.unwrapped.data
+        return self._inner.data
 
     def sample_domain(self, eps: float, rng: np.random.Generator) -> Domain:
-        """A domain of level `eps`, with this environment's reading of the initial position."""
-        return sample_domain(eps, rng, self.position_draws)
+        """A domain of level `eps`, with this environment's ranges and reading of the initial position."""
+        return sample_domain(eps, rng, len(self.hinges) if self.init == "joints" else None, self.ranges)
 
     def reset(self, *, seed=None, options=None):
         if seed is not None:
@@ -152,22 +159,51 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
             # wind would be a function of the starting pose.
             self._rng = np.random.default_rng([seed, 1])
         options = dict(options or {})
-        domain = options.pop("domain", None)
+        domain = options.pop("domain", self.fixed_domain)
         if domain is None:
             domain = self.sample_domain(self.eps, self._rng) if self.eps > 0 else Domain()
-        self._enter(domain)
+        self._enter(Domain(**domain) if isinstance(domain, dict) else domain)
         obs, info = self.env.reset(seed=seed, options=options or None)
-        # After the reset, which clears all applied forces.
-        if self._root_x is not None:
-            self.data.qfrc_applied[self.model.jnt_dofadr[self._root_x]] = domain.wind * self._root_sign
-        else:
-            self.data.xfrc_applied[self.root, 0] = domain.wind
-        return self._hide_mass(obs), info | {"domain": domain}
+        self._blow()  # after the reset, which clears all applied forces
+        self._tick = 0.99 * self._inner.dt
+        return obs, info | {"domain": self.domain}
 
     def step(self, action):
+        env = self._inner
+        due = env.data.time + self._tick
         obs, reward, terminated, truncated, info = self.env.step(action)
+        if env.data.time < due:  # MuJoCo has reset it, and with it all forces
+            warnings.warn("the simulation became unstable and began anew: try a shorter time step", stacklevel=2)
+            self._blow()
+        if not abs(reward + obs.dot(obs)) < np.inf:  # which is so of NaN, too
+            where = f"{env}, {env.data.time:g} s into an episode in {self.domain}"
+            raise FloatingPointError(f"the environment's reward, {reward}, or observation is not finite: {where}")
         info["domain"] = self.domain
-        return self._hide_mass(obs), reward, terminated, truncated, info
+        return obs, reward, terminated, truncated, info
+
+    def _blow(self):
+        """Apply the wind, a force that stays until a reset."""
+        if self._root_x is not None:
+            self.data.qfrc_applied[self.model.jnt_dofadr[self._root_x]] = self.domain.wind * self._root_sign
+        else:
+            self.data.xfrc_applied[self.root, 0] = self.domain.wind
+
+    def _hide_mass(self):
+        """The environment observes through our _get_obs from now on."""
+        self._cinert = self.data.cinert, self.data.cinert.copy()
+        if hasattr(self._inner, "_get_obs"):
+            self._inner._get_obs = self._get_obs
+
+    def _get_obs(self):
+        """What the environment's own _get_obs says while it sees the inertia of the nominal masses."""
+        env, (cinert, saved) = self._inner, self._cinert
+        if self.domain.mass == 1.0:
+            return type(env)._get_obs(env)
+        np.copyto(saved, cinert)
+        np.divide(cinert, self.domain.mass, out=cinert)
+        obs = type(env)._get_obs(env)
+        np.copyto(cinert, saved)
+        return obs
 
     def _enter(self, domain):
         """Set gravity, friction, masses and the initial position, each as nominal value times or plus the domain's."""
@@ -177,12 +213,12 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         model.opt.gravity[:] = nominal.opt.gravity * domain.gravity
         model.geom_friction[:, 0] = nominal.geom_friction[:, 0] * domain.friction
         model.pair_friction[:, :2] = nominal.pair_friction[:, :2] * domain.friction  # both sliding directions
-        if domain.mass != self.domain.mass:
+        if not np.array_equal(model.body_mass, nominal.body_mass * domain.mass):
             model.body_mass[:] = nominal.body_mass * domain.mass
             model.body_inertia[:] = nominal.body_inertia * domain.mass
             # Subtree masses, inverse weights and the like follow. With data of its own: it overwrites qpos.
             mujoco.mj_setConst(model, self._scratch)
-        self.env.unwrapped.init_qpos[:] = self._initial_qpos(domain.position)
+        self._inner.init_qpos[:] = self._initial_qpos(domain.position)
         self.domain = domain
 
     def _initial_qpos(self, position):
@@ -215,28 +251,13 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
                 return root, int(joint), float(np.sign(data.xaxis[joint, 0]))
         return root, None, 1.0
 
-    def _find_mass_entries(self):
-        """Indices of the observation that are copies of `cinert`, found by changing it and looking again."""
-        env, cinert = self.env.unwrapped, self.data.cinert
-        saved = cinert.copy()
-        cinert[:] = 0.0
-        before = env._get_obs()
-        cinert[:] = 1.0
-        after = env._get_obs()
-        cinert[:] = saved
-        return np.flatnonzero(before != after)
 
-    def _hide_mass(self, obs):
-        if self.domain.mass != 1.0 and len(self._mass_entries):
-            obs[self._mass_entries] /= self.domain.mass
-        return obs
-
-
-def make_env(env_id: str, eps: float = 0.0, init: str = "root", **kwargs) -> RandomisedEnv:
+def make_env(env_id: str, eps: float = 0.0, init: str = "root", domain=None, ranges=RANGES, **kwargs) -> RandomisedEnv:
     """`gymnasium.make`, time limit included, inside a RandomisedEnv. kwargs go to the environment.
 
+    An environment without a time limit gets one of 1000 steps: its episodes, and so its test, might never end.
     Raises ValueError in one line for an unknown environment, one that is not MuJoCo's, kwargs that it does not
-    take, a bad MJCF file, or eps or init that RandomisedEnv does not take.
+    take, a bad MJCF file, an actuator without limits, or arguments that RandomisedEnv does not take.
     """
     before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(_warn)
@@ -244,7 +265,11 @@ def make_env(env_id: str, eps: float = 0.0, init: str = "root", **kwargs) -> Ran
         with warnings.catch_warnings():
             # The papers' tasks are v2 to v4 and stay the default.
             warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
-            env = RandomisedEnv(gym.make(env_id, **kwargs), eps, init)
+            inner = gym.make(env_id, **kwargs)
+        if inner.spec.max_episode_steps is None:
+            warnings.warn(f"{env_id} has no time limit: its episodes end after 1000 steps here", stacklevel=2)
+            inner = gym.wrappers.TimeLimit(inner, 1000)
+        env = RandomisedEnv(inner, eps, init, domain, ranges)
         if renderer := env.unwrapped.mujoco_renderer:  # follows the robot, which would leave the picture otherwise
             follow = {"type": int(mujoco.mjtCamera.mjCAMERA_TRACKING), "trackbodyid": env.root}
             renderer.default_cam_config = (renderer.default_cam_config or {}) | follow
@@ -252,6 +277,9 @@ def make_env(env_id: str, eps: float = 0.0, init: str = "root", **kwargs) -> Ran
         for space in (env.action_space, env.observation_space):
             if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
                 raise ValueError(f"actions and observations must be vectors, but one is of {space}")
+        for i in np.flatnonzero(env.action_space.low == env.action_space.high):
+            raise ValueError(f"actuator {env.model.actuator(i).name or i} cannot move: give it a ctrlrange in its file")
+        env.reset(options={"domain": Domain()})  # what does not go with its file fails now
         return env
     except Exception as error:  # of whatever type: Gymnasium, MuJoCo and the environment each raise their own
         raise ValueError(f"cannot make {env_id}: {' '.join(str(error).split())}") from error
@@ -272,10 +300,9 @@ HELD_OUT = 2**32 - 1  # no training run is keyed by it: seeds are smaller
 FRAMES_PER_SECOND, SECONDS = 15, 4  # of a film
 
 
-def held_out_domains(eps: float, number: int, hinges: int | None = None) -> list[Domain]:
-    """The test domains of randomisation level eps: always the same ones, whoever asks. hinges: see sample_domain."""
-    rngs = [np.random.default_rng([HELD_OUT, round(eps * 10_000), i]) for i in range(number)]
-    return [sample_domain(eps, rng, hinges) for rng in rngs]
+def held_out_domains(env: RandomisedEnv, eps: float, number: int) -> list[Domain]:
+    """The test domains of randomisation level eps, with the environment's ranges: always the same, whoever asks."""
+    return [env.sample_domain(eps, np.random.default_rng([HELD_OUT, round(eps * 10_000), i])) for i in range(number)]
 
 
 def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int, frames: list | None = None) -> float:
@@ -298,8 +325,7 @@ def episode_returns(envs: list[RandomisedEnv], jobs: list[tuple]) -> list[float]
     """Return of one episode for each job (policy, domain, seed), whatever the number of environments, a thread each."""
     number = len(envs)
     with ThreadPoolExecutor(number) as pool:
-        each = pool.map(lambda k: [episode_return(envs[k], *job) for job in jobs[k::number]], range(number))
-        parts = list(each)  # a list, so that errors are raised here
+        parts = list(pool.map(lambda k: [episode_return(envs[k], *job) for job in jobs[k::number]], range(number)))
     return [parts[i % number][i // number] for i in range(len(jobs))]
 
 
@@ -308,18 +334,16 @@ def evaluate(envs: list[RandomisedEnv], policies: dict, eps_te: tuple[float, ...
 
     The table of returns, by rows: they have agent, eps_te, domain (its number) and return.
     """
-    domains = {eps: held_out_domains(eps, number, envs[0].position_draws) for eps in eps_te}
-    places = [(agent, eps, i) for agent in policies for eps in eps_te for i in range(number)]
-    returns = episode_returns(envs, [(policies[agent], domains[eps][i], i) for agent, eps, i in places])
-    names = "agent", "eps_te", "domain", "return"
-    return [dict(zip(names, (*place, value))) for place, value in zip(places, returns)]
+    domains = {eps: held_out_domains(envs[0], eps, number) for eps in eps_te}
+    cells = [(agent, eps, i) for agent in policies for eps in domains for i in range(number)]
+    returns = episode_returns(envs, [(policies[agent], domains[eps][i], i) for agent, eps, i in cells])
+    return [{"agent": agent, "eps_te": eps, "domain": i, "return": value} for (agent, eps, i), value in zip(cells, returns)]
 
 
 def bootstrap(values, draws: int = 2000) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of values (n,)."""
     picks = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(np.asarray(values)[picks].mean(1), (2.5, 97.5))
-    return float(low), float(high)
+    return tuple(np.percentile(np.asarray(values)[picks].mean(1), (2.5, 97.5)).tolist())
 
 
 def print_table(rows):
@@ -327,8 +351,7 @@ def print_table(rows):
     returns = {}
     for row in rows:
         returns.setdefault(row["agent"], {}).setdefault(row["eps_te"], []).append(row["return"])
-    print("return of the deterministic policy in held-out domains, mean +- standard deviation over domains,")
-    print("by eps_te, the level of their randomisation:")
+    print("return of the deterministic policy in held-out domains, mean +- standard deviation, by their level eps_te:")
     print("eps_te " + "".join(f"{eps:>16g}" for eps in returns[row["agent"]]))
     for agent, own in returns.items():
         cells = (f"{np.mean(each):>8.0f} +-{np.std(each):>5.0f}" for each in own.values())
@@ -380,21 +403,19 @@ def draw(env: RandomisedEnv, eps: float, seed: int, path: str):
     axes = figure.subplots(2, 3, sharex=True)
     rng, steps, space = np.random.default_rng(seed), 100, env.action_space
     swing = np.sin(2 * np.pi * np.arange(steps)[:, None] / 25 + rng.uniform(0, 2 * np.pi, space.shape))
-    actions = (0.3 * swing * (space.high - space.low) / 2 + (space.high + space.low) / 2).astype(np.float32)
+    low, high = np.maximum(space.low, -1e3), np.minimum(space.high, 1e3)  # some have no limits
+    actions = (0.3 * swing * (high - low) / 2 + (high + low) / 2).astype(np.float32)
     time, nominal = np.arange(steps + 1) * env.unwrapped.dt, play(env, actions, Domain(), seed)
-    panels = (("wind", WIND, "N"), ("gravity", GRAVITY, "x nominal"), ("friction", FRICTION, "x nominal"),
-              ("mass", MASS, "x nominal"), ("position", POSITION, "m" if env.init == "root" else "rad"))  # fmt: skip
-    for axis, (name, width, unit) in zip(axes.flat, panels):
+    units = "N", "x nominal", "x nominal", "x nominal", "m" if env.init == "root" else "rad"
+    for axis, field, width, unit in zip(axes.flat, dataclasses.fields(Domain), env.ranges, units):
         for end, colour, style in ((-eps * width, "tab:blue", "--"), (eps * width, "tab:red", "-.")):
-            value = 1 + end if "nominal" in unit else end
-            joints = name == "position" and env.init == "joints"
-            domain = Domain(**{name: (value,) * len(env.hinges) if joints else value})
-            x = play(env, actions, domain, seed)
-            axis.plot(time, x, color=colour, linestyle=style, label=f"{value:.4g} {unit}")
-        axis.set_title(name, pad=20)
+            value, joints = field.default + end, field.name == "position" and env.init == "joints"
+            domain = Domain(**{field.name: (value,) * len(env.hinges) if joints else value})
+            axis.plot(time, play(env, actions, domain, seed), style, color=colour, label=f"{value:.4g} {unit}")
+        axis.set_title(field.name, pad=20)
     for i in range(20):
-        x = play(env, actions, sample_domain(eps, rng, env.position_draws), seed)
-        axes[1, 2].plot(time, x, color="tab:grey", linewidth=0.8, label="" if i else "sampled")
+        sampled = play(env, actions, env.sample_domain(eps, rng), seed)
+        axes[1, 2].plot(time, sampled, color="tab:grey", linewidth=0.8, label="" if i else "sampled")
     axes[1, 2].set_title("all five, 20 sampled domains", pad=20)
     for axis in axes.flat:
         axis.plot(time, nominal, color="black", label="nominal")
@@ -422,26 +443,16 @@ def main():
     parser.add_argument("--xml-file", help="an MJCF file of your own in place of the environment's")
     parser.add_argument("--eps", type=float, default=0.5, help="randomisation level, in [0, 1]")
     parser.add_argument("--init", choices=("root", "joints"), default="root", help="reading of the initial position")
+    parser.add_argument("--ranges", type=float, nargs=5, default=RANGES, help="half widths at eps = 1; Table 1's")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
     args = parser.parse_args()
     try:
         extra = {"xml_file": os.path.abspath(args.xml_file)} if args.xml_file else {}
-        env = make_env(args.env, args.eps, args.init, **extra)
-        path = f"runs/domains-{args.env}-eps{args.eps:g}.png"
-        draw(env, args.eps, args.seed, path)
-    except (OSError, ValueError) as error:
+        path = f"runs/domains-{args.env.replace('/', '_').replace(':', '_')}-eps{args.eps:g}.png"
+        draw(make_env(args.env, args.eps, args.init, ranges=args.ranges, **extra), args.eps, args.seed, path)
+    except (FloatingPointError, OSError, ValueError) as error:
         parser.error(str(error))
-    env.reset(options={"domain": Domain()})
-    gravity, mass = np.linalg.norm(env.model.opt.gravity), env.model.body_mass.sum()
-    friction = " ".join(f"{value:g}" for value in np.unique(env.model.geom_friction[:, 0].round(6)))
-    rows = (("gravity", f"{gravity:.2f} m/s2", GRAVITY), ("friction", friction, FRICTION),
-            ("mass", f"{mass:.4g} kg", MASS))  # fmt: skip
-    print(f"{args.env}: {env.model.nbody - 1} links, {len(env.hinges)} hinge joints, eps = {args.eps}\n")
-    print(f"{'parameter':10} {'nominal':>22}   range\n{'wind':10} {'0 N':>22}   +- {WIND * args.eps:.4g} N")
-    for name, value, width in rows:
-        print(f"{name:10} {value:>22}   {1 - width * args.eps:.4g} to {1 + width * args.eps:.4g} times nominal")
-    unit = "m, the root's x" if args.init == "root" else "rad, each hinge joint"
-    print(f"{'position':10} {'0':>22}   +- {POSITION * args.eps:.4g} {unit}\n\nfigure: {path}")
+    print(f"figure: {path}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """For all tests: the scripts can be imported, and what is written goes below a folder of the test's own."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,10 @@ def elsewhere(tmp_path, monkeypatch):
     """Runs go below the current directory, and so does MuJoCo's log; nothing is compiled unless a test says so."""
     monkeypatch.chdir(tmp_path)
     torch.compiler.set_stance("force_eager")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():  # a script's main has set them
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -487,7 +487,7 @@ class PlainEpisodes:
 
     def begin(self):
         rng = np.random.default_rng([self.seed, 0, len(self.returns), 2])
-        domain = sample_domain(self.eps, rng, self.env.position_draws)
+        domain = self.env.sample_domain(self.eps, rng)
         self.obs, _ = self.env.reset(seed=int(rng.integers(2**31)), options={"domain": domain})
         self.total = 0.0
 
@@ -938,8 +938,6 @@ def test_curves_of_a_run():
     steps, values = run.test_curve(0.5)
     assert steps.tolist() == [1, 3] and values.tolist() == [606, 806]
     assert run.test_curve(0, agent=1)[1].tolist() == [111, 311]
-    levels, values = run.test_returns()
-    assert levels.tolist() == [0, 0.5] and values.tolist() == [306, 806]
 
 
 def test_finished_runs_are_found_by_their_options(capsys):
@@ -961,7 +959,8 @@ def test_finished_runs_are_found_by_their_options(capsys):
     assert {label: len(runs) for label, runs in found.items()} == {"ppo": 3, "other": 0}
     assert capsys.readouterr().out == "no finished runs of other on Hopper-v4 below runs/\n"
 
-    lines = {field.name: {field.name: "another"} for field in dataclasses.fields(PPOArgs)}
+    names = {field.name for field in dataclasses.fields(PPOArgs)} - {"xml_file"}  # which is named by its content
+    lines = {name: {name: "another"} for name in names}
     same = {name for name, runs in find_runs(args, "baselines", lines).items() if runs}
     assert same == {"seed", "seeds", "jobs", "threads", "device", "compile", "checkpoint_every", "runs", "overwrite",
                     "figure", "watch", "gif"}  # fmt: skip

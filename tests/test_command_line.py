@@ -4,10 +4,13 @@ import ast
 import contextlib
 import copy
 import csv
+import dataclasses
+import fcntl
 import gc
 import inspect
 import io
 import json
+import math
 import os
 import random
 import re
@@ -21,14 +24,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 
 import baselines
 import dpd
 import p2pdrl
 import piekd_cikd
+from helpers import stop_and_go_on
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_PPO = (  # ten iterations of 128 steps
@@ -185,9 +191,9 @@ def test_a_folder_has_every_option_that_changes_the_result():
     """And no other; as the same command, it is the same folder."""
     args = p2pdrl.Args(seed=5, threads=7, runs="x", jobs=5, compile=False, checkpoint_every=3, figure="4", gif=("a",))
     assert baselines.run_name(args, "p2pdrl", 3) == "p2pdrl-Walker2d-v4-seed3"
-    args = p2pdrl.Args(method="ppo", alpha=2.0, eps_te=(0.0, 0.5), xml_file="a/b.xml", gradient_variance=True)
+    args = p2pdrl.Args(method="ppo", alpha=2.0, eps_te=(0.0, 0.5), gradient_variance=True)
     assert baselines.run_name(args, "p2pdrl", 0) == (
-        "p2pdrl-Walker2d-v4-xml_file=a_b.xml-eps_te=0+0.5-method=ppo-alpha=2-gradient_variance=True-seed0"
+        "p2pdrl-Walker2d-v4-eps_te=0+0.5-method=ppo-alpha=2-gradient_variance=True-seed0"
     )
     assert baselines.run_name(baselines.DDPGArgs(algo="ddpg"), "baselines", 0) == "baselines-Hopper-v4-algo=ddpg-seed0"
     for method, rate, words in (("p2pdrl", 1e-4, ""), ("ppo", 3e-4, "method=ppo-"), ("p2pdrl", None, ""),
@@ -296,16 +302,149 @@ def test_what_is_not_finite_stops_the_run(tmp_path, bad):
     assert re.search(r"step \d+, agent 0: a metric or weight is not finite", err.splitlines()[-1])
 
 
+def test_a_robots_file_counts_by_its_content(tmp_path):
+    """Its stem and what MuJoCo makes of it, included files too; not the folder that it lies in."""
+    text = (Path(gym.__file__).parent / "envs/mujoco/assets/hopper.xml").read_text()
+    (tmp_path / "other").mkdir()
+    for name in ("a.xml", "other/a.xml", "other_a.xml"):
+        (tmp_path / name).write_text(text)
+
+    def name_of(file, env="Hopper-v5"):
+        return baselines.run_name(p2pdrl.Args(env=env, xml_file=file), "p2pdrl", 0)
+
+    first = name_of("a.xml")
+    assert re.fullmatch(r"p2pdrl-Hopper-v5-xml_file=a-[0-9a-f]{8}-seed0", first)
+    assert first == name_of("./a.xml") == name_of("other/a.xml") != name_of("other_a.xml")
+    (tmp_path / "a.xml").write_text(text.replace('gear="200.0" joint="foot', 'gear="201.0" joint="foot'))
+    assert first != name_of("a.xml")
+    head, end = text.split("<actuator>")
+    (tmp_path / "a.xml").write_text(head + '<include file="motors.xml"/></mujoco>')
+    (tmp_path / "motors.xml").write_text("<mujoco><actuator>" + end)
+    whole = name_of("a.xml")
+    (tmp_path / "motors.xml").write_text("<mujoco><actuator>" + end.replace("200.0", "150.0"))
+    assert whole != name_of("a.xml")
+
+
+def test_folders_that_a_file_system_might_not_take(tmp_path, monkeypatch, quiet):
+    """Names of other packages' environments and very long ones are one short folder each, which figures find."""
+    monkeypatch.setitem(gym.registry, "lab/Hopper-v4", dataclasses.replace(gym.spec("Hopper-v4"), id="lab/Hopper-v4"))
+    levels = tuple(i / 100 for i in range(60))
+    several = [p2pdrl.Args(env="lab/Hopper-v4"), p2pdrl.Args(env="lab_Hopper-v4"), p2pdrl.Args(env="a:lab/Hopper-v4")]
+    several += [p2pdrl.Args(eps_te=levels), p2pdrl.Args(eps_te=levels[1:])]
+    names = [baselines.run_name(args, "p2pdrl", 2**32 - 2) for args in several]
+    assert len(set(names)) == 5 and all(re.fullmatch(r"[\w.+=-]{1,240}", name) for name in names), names
+    assert names[1] == "p2pdrl-lab_Hopper-v4-seed4294967294" and len(names[3]) > 200
+    run(f"baselines.py {TINY_PPO} --env lab/Hopper-v4 --total-steps 256", tmp_path)
+    path = only_run(tmp_path)
+    assert re.fullmatch(r"baselines-lab_Hopper-v4-.*-[0-9a-f]{8}-seed0", path.name)
+    out, _ = run(f"baselines.py {TINY_PPO} --env lab/Hopper-v4 --total-steps 256 --figure curves", tmp_path)
+    assert "no finished runs" not in out
+
+
+class NotFinite(HopperEnv):
+    """A reward or an observation that is not finite, once."""
+
+    steps, step_number, kind = 0, 150, "reward"
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        NotFinite.steps += 1
+        if NotFinite.steps == self.step_number:
+            reward, obs = (math.nan, obs) if self.kind == "reward" else (reward, obs * math.inf)
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ppo", "obs"), ("ddpg", "reward"), ("sac", "obs"), ("sac", "reward")])
+def test_an_environment_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, name, kind):
+    """In a line that names it, before a checkpoint has it: when it is mended, the same command goes on to its end."""
+    spec = gym.envs.registration.EnvSpec("NotFinite-v0", NotFinite, max_episode_steps=100)
+    monkeypatch.setitem(gym.registry, "NotFinite-v0", spec)
+    command = f"{COMMANDS[name]} --env NotFinite-v0 --threads 1"
+    for step_number, status in (({"ppo": 300, "ddpg": 2100, "sac": 1100}[name], 2), (0, 0)):
+        for attribute, value in (("steps", 0), ("step_number", step_number), ("kind", kind)):
+            monkeypatch.setattr(NotFinite, attribute, value)
+        out, err = run(command, tmp_path, status)
+        path = only_run(tmp_path)
+        parts = torch.load(path / "checkpoint.pt", weights_only=True)["parts"]
+        assert all(np.isfinite(baselines.SavedRun(path).table("log.csv")["return"]))
+        assert all(value.double().isfinite().all() for part in parts.values() for value in part.values()
+                   if isinstance(value, torch.Tensor))  # fmt: skip
+        assert not status or "the environment's reward" in err and "NotFinite-v0" in err and err.count("\n") == 1
+    assert "is resumed after" in out
+
+
+@pytest.mark.parametrize(("train", "args", "total"), [
+    (baselines.ddpg, baselines.DDPGArgs(updates=1, warm_up=1000), 4000),
+    (baselines.sac, baselines.SACArgs(warm_up=2980, batch_size=8), 3000),
+    (dpd.train, dpd.Args(updates=1, warm_up=1000), 8000),
+    (piekd_cikd.train, piekd_cikd.Args(warm_up=2980, batch_size=8, ensemble_size=2, interval=10), 3000),
+])  # fmt: skip
+def test_episodes_longer_than_the_replay_buffer(monkeypatch, quiet, train, args, total):
+    """Resumed in the middle of one, a run ends as if it had never been stopped."""
+    spec = dataclasses.replace(gym.spec("HalfCheetah-v4"), id="Long-v0", max_episode_steps=2900)
+    monkeypatch.setitem(gym.registry, "Long-v0", spec)
+    options = {"env": "Long-v0", "buffer_size": 700, "eval_domains": 1, "eps_te": (0.0,), "total_steps": total}
+    args = dataclasses.replace(args, **options, checkpoint_every=1, threads=1, compile=False)
+    train(dataclasses.replace(args, runs="whole"))
+    stop_and_go_on(train, args, at=total)
+    assert results(next(Path("runs").iterdir())) == results(next(Path("whole").iterdir()))
+
+
+def test_a_full_disk_and_a_full_memory(tmp_path):
+    """One line each; the last checkpoint stays, and nothing that is half written."""
+    command = f"ulimit -f 60; exec {sys.executable} {ROOT / 'baselines.py'} --algo sac {TINY_SAC}"
+    process = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
+    assert re.search(r"cannot write .*\.pt; .* Is the disk full\?", process.stderr)
+    assert not list(only_run(tmp_path).glob(".*.new"))
+    _, err = run("baselines.py --algo sac --env Humanoid-v4 --buffer-size 4e9 --total-steps 4e9", tmp_path, status=2)
+    assert "Unable to allocate" in err and err.count("\n") == 1
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    """As taskset and Slurm allot them; all, where a system does not say."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    assert baselines.cores() == 1
+    run_of = baselines.Run(p2pdrl.Args(compile=False), "p2pdrl", 2)
+    assert run_of.args.threads == 1 and len(run_of.test_envs) == 1
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert baselines.cores() == os.cpu_count()
+
+
+def test_sigterm_is_like_ctrl_c(tmp_path):
+    """One line, status 143, no process left."""
+    for command, folder in ((COMMANDS["ppo"], "one"), (f"{COMMANDS['ppo']} --seeds 0 1", "two")):
+        (tmp_path / folder).mkdir()
+        process = start(f"{command} --total-steps 128000", tmp_path / folder)
+        while not list(tmp_path.glob(f"{folder}/runs/*seed0/checkpoint.pt")):
+            time.sleep(0.02)
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 143 and err == (
+            "baselines.py: stopped; the same command, without --overwrite, goes on from the last checkpoint\n"
+        )
+    for path in tmp_path.glob("*/runs/*"):
+        with open(path / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which raises where a process is at work
+
+
+def test_a_folder_without_locks(tmp_path, monkeypatch):
+    """Some file systems have none: training goes on."""
+    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=OSError(37, "No locks available")))
+    run(f"baselines.py {TINY_PPO} --total-steps 256", tmp_path)
+
+
 BAD = [
     ("p2pdrl.py --env Nowhere-v1", "Nowhere"), ("p2pdrl.py --env CartPole-v1", "not a MuJoCo environment"),
     ("p2pdrl.py --eps-tr 1.5", "argument --eps-tr: 1.5 is no float between 0 and 1"),
     ("p2pdrl.py --eps-te 0 2", "argument --eps-te: 2 is no float between 0 and 1"),
+    ("p2pdrl.py --ranges 5 .2 .3 1 1", "mass positive"), ("p2pdrl.py --ranges 5", "--ranges: expected 5 arguments"),
     ("p2pdrl.py --eps-te", "argument --eps-te: expected at least one"), ("p2pdrl.py --agents 1", "at least 2"),
     ("p2pdrl.py --agents 0", "argument --agents: 0 is no int between 1 and"), ("p2pdrl.py --gamma nan", "--gamma: nan"),
     ("p2pdrl.py --alpha -1", "--alpha: -1 is no float"), ("p2pdrl.py --entropy-coef inf", "--entropy-coef: inf is"),
     ("p2pdrl.py --total-steps 8000", "must be at least 8192"), ("p2pdrl.py --total-steps 1.5", "1.5 is no int"),
     ("p2pdrl.py --minibatches 4096", "at least two steps"), ("baselines.py --minibatches 4096", "at least two steps"),
-    ("p2pdrl.py --device cuda", "'cuda' cannot be used"), ("p2pdrl.py --seed -1", "--seed: -1 is no int"),
+    ("p2pdrl.py --device cuda", "no CUDA device"), ("p2pdrl.py --seed -1", "--seed: -1 is no int"),
     ("p2pdrl.py --method other", "other"), ("p2pdrl.py --figure 4", "no finished runs"),
     ("p2pdrl.py --watch nowhere", "nowhere"), ("p2pdrl.py --xml-file missing.xml --env Hopper-v5", "missing.xml"),
     ("p2pdrl.py --runs taken/runs", "taken"), ("p2pdrl.py --unknown 1", "--unknown"),
@@ -365,15 +504,15 @@ def test_help_says_what_every_option_means(tmp_path, module, Args, command):
 
 
 def test_parsing_by_type(monkeypatch):
-    """Numbers as 2e6, lists, in which each value counts once, switches, what may be None."""
-    line = "p2pdrl.py --total-steps 2e6 --eps-te 0 .5 0.5 0 --no-compile --learning-rate 1e-3 --seeds 2 1 2 1 1"
-    line += " --gradient-variance"
+    """Numbers as 2e6, lists, switches, what may be None."""
+    line = "p2pdrl.py --total-steps 2e6 --ranges 1 .2 .2 .3 0 --eps-te 0 .5 --no-compile --learning-rate 1e-3"
+    line += " --gradient-variance --seeds 2 1"
     monkeypatch.setattr(sys, "argv", line.split())
     monkeypatch.setattr(sys.modules["__main__"], "__doc__", "x")
     args = baselines.parse_args(p2pdrl.Args, p2pdrl.FIGURES)
     assert (args.total_steps, args.eps_te, args.compile, args.learning_rate) == (2_000_000, (0.0, 0.5), False, 1e-3)
     assert args.seeds == (2, 1) and args.gradient_variance and isinstance(args.total_steps, int)
-    assert args.threads == os.cpu_count() and (args.figure, args.watch, args.gif) == ("", "", ())
+    assert args.ranges == (1.0, 0.2, 0.2, 0.3, 0.0) and (args.figure, args.watch, args.gif) == ("", "", ())
 
 
 @pytest.mark.parametrize(("name", "figure"), [

@@ -523,7 +523,7 @@ def test_who_is_evaluated_and_kept(quiet, method, tested):
     for number, actor in zip(tested, p2pdrl.load_actors(run), strict=True):
         state = parts["central" if number < 0 else f"agent{number}"]
         assert all(torch.equal(value, state[f"actor.{name}"]) for name, value in actor.state_dict().items())
-        domains = [(domain, seed) for eps in levels for seed, domain in enumerate(held_out_domains(eps, 2))]
+        domains = [each[::-1] for eps in levels for each in enumerate(held_out_domains(make_env("Hopper-v4"), eps, 2))]
         expected = [mean_action_return(actor, *each) for each in domains]
         assert evaluation["return"][(evaluation["step"] == 384) & (evaluation["agent"] == number)].tolist() == expected
 
@@ -616,10 +616,11 @@ def test_controls_are_other_lines_of_the_same_methods(capsys):
 
 
 def test_training_return_is_the_mean_of_twenty_iterations_and_of_all_agents():
-    args = figure_args(total_steps=4000, steps_per_iteration=100)
+    options = {"total_steps": 4000, "steps_per_iteration": 100, "eps_te": (0.2,)}
+    args = figure_args(**options)
     log = [["step", "agent", "return"], *([100 * t, i, 10 * t + i] for t in range(1, 41) for i in range(2))]
     write_run(args, "p2pdrl", log=log, eval=[["step", "agent", "eps_te", "return"], [4000, 0, 0.2, 7]])
-    (left, right), _ = drawn("3", total_steps=4000, steps_per_iteration=100)
+    (left, right), _ = drawn("3", **options)
     steps, returns = lines_of(left)["p2pdrl"]
     assert steps == [100 * t for t in range(1, 41)] and lines_of(right) == {"p2pdrl": [[0.2], [7]]}
     assert returns == pytest.approx([np.mean(np.arange(max(1, t - 19), t + 1)) * 10 + 0.5 for t in range(1, 41)])
@@ -636,7 +637,7 @@ def test_figures_2_and_6_show_returns_against_the_level_of_training():
     (left, right), _ = drawn("2")
     assert lines_of(left) == {"ppo": [[0, 0.4], [100, 104.5]]}
     assert [line.get_label() for line in left.lines] == ["ppo, 2 seeds"]
-    (domain,) = held_out_domains(p2pdrl.EPS_TEST, 1)
+    (domain,) = held_out_domains(make_env("Hopper-v4"), p2pdrl.EPS_TEST, 1)
     first, second, third = (mean_action_return(hopper_actor(seed), domain) for seed in (0, 4, 5))
     assert lines_of(right)["ppo"][1] == pytest.approx([first, (second + third) / 2])
 
@@ -685,7 +686,8 @@ def test_figure_8_is_entropy_against_test_return_and_variance_over_steps():
     run_by_hand(0, 0, {400: [hopper_actor(0)]}, {"entropy": 3.5}, method="ppo", entropy_coef=0.01)
     (axis,), _ = drawn("8a")
     (point,) = axis.collections[0].get_offsets().tolist()
-    assert point == pytest.approx([3.5, mean_action_return(hopper_actor(0), *held_out_domains(0.5, 1))])
+    domains = held_out_domains(make_env("Hopper-v4"), 0.5, 1)
+    assert point == pytest.approx([3.5, mean_action_return(hopper_actor(0), *domains)])
     run_by_hand(0, 0, columns={"gradient_variance": -7.0}, gradient_variance=True)
     (axis,), _ = drawn("8bc")
     assert lines_of(axis) == {"p2pdrl": [[200, 400], [-7, -7]]}

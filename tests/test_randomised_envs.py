@@ -5,8 +5,10 @@ computation of the test's own: Newton's second law, a model that MuJoCo compiled
 environment from Gymnasium.
 """
 
+import copy
 import dataclasses
 import itertools
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +17,8 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+from gymnasium.envs.mujoco.humanoid_v5 import HumanoidEnv
 from gymnasium.utils.env_checker import check_env
 
 from randomised_envs import (
@@ -286,6 +290,40 @@ def test_the_first_observation_does_not_betray_the_domain(env_id):
             env.step(env.action_space.high)  # the next reset comes in mid-episode
 
 
+def observing(base, kind):
+    """A subclass whose _get_obs does more than look at the simulation."""
+
+    class Observing(base):
+        past, count = [], 0
+
+        def _get_obs(self):
+            obs = super()._get_obs()
+            if kind == "noise":
+                return obs + 0.001 * self.np_random.standard_normal(obs.shape)
+            if kind == "counter":
+                self.count += 1
+                return np.append(obs, self.count)
+            self.past = [*self.past, obs][-3:]
+            return np.concatenate([self.past[0], self.past[-1]])
+
+    env, size = Observing(), len(base()._get_obs())
+    env.observation_space = gym.spaces.Box(-np.inf, np.inf, (size * (1 + (kind == "frames")) + (kind == "counter"),))
+    return gym.wrappers.TimeLimit(env, 1000)
+
+
+@pytest.mark.parametrize("base", [HopperEnv, HumanoidEnv])
+@pytest.mark.parametrize("kind", ["noise", "counter", "frames"])
+def test_whatever_else_an_observation_has_stays_as_it_is(base, kind):
+    """Noise, a counter and a stack of frames are in a heavy robot's observation what they are in a plain one's, and its
+    masses are hidden."""
+    plain, env = observing(base, kind), RandomisedEnv(observing(base, kind))
+    for mass in (2.0, 1.0, 0.6):
+        expected, obs = plain.reset(seed=5)[0], env.reset(seed=5, options={"domain": Domain(mass=mass)})[0]
+        assert obs.shape == env.observation_space.shape
+        np.testing.assert_allclose(obs, expected, rtol=1e-9, atol=1e-11)
+    assert env.step(idle(env))[0].shape == obs.shape
+
+
 @pytest.mark.parametrize("env_id", HUMANOIDS)
 def test_humanoids_see_nominal_inertias_and_no_wind_in_flight(env_id):
     """`cinert` is computed from the nominal masses and inertias, link by link; `cfrc_ext` is zero."""
@@ -336,6 +374,73 @@ def test_eps_0_is_the_plain_environment_bit_for_bit(env_id):
 def test_gymnasium_finds_nothing_wrong(env_id, eps, init):
     """Its own checks: spaces, seeds, what reset and step return, and that the wrapper's arguments are recorded."""
     check_env(make_env(env_id, eps, init), skip_render_check=True)
+
+
+# Copies --------------------------------------------------------------------------------------------------
+
+
+class PlainHopper(HopperEnv):
+    """Copied as it stands: Gymnasium's own classes are made anew from their arguments."""
+
+    __getstate__, __setstate__ = object.__getstate__, lambda self, state: self.__dict__.update(state)
+
+
+def pickled(env):
+    return pickle.loads(pickle.dumps(env))
+
+
+@pytest.mark.parametrize("env_id", [each for each in gym.registry if "mujoco" in str(gym.spec(each).entry_point)
+                                    and each.endswith(("v4", "v5")) and each != "Pusher-v4"])  # fmt: skip
+@pytest.mark.parametrize("twin", [copy.deepcopy, pickled])
+def test_a_copy_is_as_good_as_new(env_id, twin):
+    """Taken in mid-episode it is in the nominal domain, and says so; after a reset it is in the one that is asked for,
+    and the original goes on in its own."""
+    env, new = make_env(env_id), make_env(env_id)
+    env.reset(seed=1, options={"domain": Domain(2.0, 1.2, 0.8, 1.5, 0.3)})
+    env.step(idle(env))
+    there = model_bytes(env)
+    other = twin(env)
+    assert other.domain == Domain() and model_bytes(other) == model_bytes(new)
+    assert not other.data.qfrc_applied.any() and not other.data.xfrc_applied.any()
+    for domain in (Domain(2.0, 1.2, 0.8, 1.5, 0.3), Domain(mass=1.5), Domain()):
+        obs = [each.reset(seed=2, options={"domain": domain})[0] for each in (other, new)]
+        for _ in range(3):
+            np.testing.assert_array_equal(*obs)
+            obs = [each.step(0.5 * each.action_space.high)[0] for each in (other, new)]
+        assert model_bytes(other) == model_bytes(new) and other.data.time == new.data.time
+        np.testing.assert_array_equal(other.data.qfrc_applied, new.data.qfrc_applied)
+    assert model_bytes(env) == there and env.domain.mass == 1.5
+    env.step(idle(env))
+
+
+@pytest.mark.parametrize("twin", [copy.deepcopy, pickled])
+def test_a_copy_with_the_changed_model_inside_is_set_back(twin):
+    """Of an environment that is copied as it stands, with the masses and the wind of its domain."""
+    env = RandomisedEnv(PlainHopper())
+    env.reset(seed=1, options={"domain": Domain(wind=3, mass=1.5)})
+    nominal = model_bytes(RandomisedEnv(PlainHopper()))
+    other = twin(env)
+    assert model_bytes(env) != model_bytes(other) == nominal and not other.data.qfrc_applied.any()
+    obs, _ = other.reset(seed=3, options={"domain": Domain(wind=3, mass=1.5)})
+    np.testing.assert_array_equal(obs, env.reset(seed=3, options={"domain": Domain(wind=3, mass=1.5)})[0])
+    assert model_bytes(other) == model_bytes(env) and other.data.qfrc_applied[0] == 3 == env.data.qfrc_applied[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*reset.options")
+def test_in_a_vector_of_processes():
+    """Each environment of an AsyncVectorEnv, made from copies, stays in its own domain over episodes."""
+    domains = Domain(mass=1.5), Domain(gravity=0.8)
+    envs = [make_env("Hopper-v5", domain=domain, max_episode_steps=4) for domain in domains]
+    vector = gym.vector.AsyncVectorEnv([lambda env=env: copy.deepcopy(env) for env in envs])
+    vector.reset(seed=[3, 4])
+    for env, seed in zip(envs, (3, 4)):
+        env.reset(seed=seed)
+    for step in range(8):
+        obs, *_ = vector.step(np.full((2, 3), 0.3, np.float32))
+        expected = [env.step(np.full(3, 0.3, np.float32))[0] if step != 4 else env.reset()[0] for env in envs]
+        np.testing.assert_allclose(obs, expected, atol=1e-12)
+        assert vector.get_attr("domain") == domains
+    vector.close()
 
 
 # The distribution and its seeds --------------------------------------------------------------------------
@@ -440,6 +545,81 @@ def test_info_names_the_domain_in_force():
     assert "x_position" in info and "x_position" in step_info
 
 
+@pytest.mark.parametrize(("wind", "gear"), [(0.0, "2e5"), (3.0, "2e5"), (3.0, "2e6")])  # at once with the last
+def test_an_unstable_simulation_keeps_its_wind_and_is_noticed(tmp_path, wind, gear):
+    """MuJoCo resets it in mid-episode and clears all forces; from the next step on they are there again."""
+    strong = [(f'gear="200.0" joint="{link}', f'gear="{gear}" joint="{link}') for link in ("thigh", "leg", "foot")]
+    env = own_hopper(tmp_path, ('timestep="0.002"', 'timestep="0.01"'), *strong)
+    env.reset(seed=0, options={"domain": Domain(wind=wind)})
+    with pytest.warns(UserWarning, match="simulation became unstable"):
+        for step in range(30):
+            env.step(env.action_space.high * (-1) ** step)
+            if env.data.warning.number.any():
+                break
+    assert step < 29 and env.data.qfrc_applied[0] == wind
+
+
+class Odd(HopperEnv):
+    """Hopper with a reward or observation of the test's own from step 3 of an episode on."""
+
+    odd = {}
+
+    def reset_model(self):
+        self.count = 0
+        return super().reset_model()
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        self.count += 1
+        if self.count == 3:
+            reward, obs = self.odd.get("reward", reward), obs + self.odd.get("obs", 0)
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize("odd", [{"reward": np.nan}, {"reward": -np.inf}, {"obs": np.nan}, {"obs": np.inf}])
+def test_a_step_that_is_not_finite_raises(odd):
+    """With the environment and the domain."""
+    env = RandomisedEnv(gym.wrappers.TimeLimit(Odd(), 50))
+    env.unwrapped.odd = odd
+    env.reset(options={"domain": Domain(wind=2)})
+    env.step(idle(env))
+    env.step(idle(env))
+    with pytest.raises(FloatingPointError, match=r"environment's reward.* is not finite: .*Domain\(wind=2"):
+        env.step(idle(env))
+
+
+def test_an_environment_may_stay_in_one_domain():
+    """Until another one is asked for, and in copies."""
+    env = make_env("Hopper-v5", 0.5, domain=Domain(gravity=1.2))
+    assert [each.reset()[1]["domain"] for each in (env, env, copy.deepcopy(env))] == [Domain(gravity=1.2)] * 3
+    assert env.reset(options={"domain": Domain(mass=0.7)})[1]["domain"] == Domain(mass=0.7)
+    assert env.reset(options={"domain": {"friction": 1.1}})[1]["domain"] == Domain(friction=1.1)
+    assert env.reset()[1]["domain"] == Domain(gravity=1.2) and env.model.opt.gravity[2] == pytest.approx(-1.2 * G)
+
+
+def test_ranges_of_ones_own():
+    """In training and in held-out domains; the defaults are Table 1's; one that reaches too far is refused."""
+    wide = make_env("Ant-v5", 1.0, ranges=(300.0, 0.1, 0.2, 0.9, 2.0))
+    plain = make_env("Ant-v5", 1.0)
+    for env, widths in ((wide, (300.0, 0.1, 0.2, 0.9, 2.0)), (plain, (5.0, 0.25, 0.3, 0.5, 1.0))):
+        env.reset(seed=0)
+        own = np.array([dataclasses.astuple(env.reset()[1]["domain"]) for _ in range(300)])
+        tested = np.array([dataclasses.astuple(domain) for domain in held_out_domains(env, 1.0, 300)])
+        for values in (own, tested):
+            for column, start, width in zip(values.T, (0, 1, 1, 1, 0), widths):
+                assert 0.97 * width < np.abs(column - start).max() <= width
+    for ranges in ((5.0, 0.25, 0.3, 1.0, 1.0), (5.0, 0.25, 1.1, 0.5, 1.0)):
+        with pytest.raises(ValueError, match="cannot make Hopper-v5: values must be finite, mass positive"):
+            make_env("Hopper-v5", ranges=ranges)
+
+
+def test_numbers_of_numpy_are_numbers():
+    """In every field of a domain."""
+    for field in dataclasses.fields(Domain):
+        for kind in (np.float32, np.float64, np.int64, int):
+            assert getattr(Domain(**{field.name: kind(1)}), field.name) == 1
+
+
 # make_env ------------------------------------------------------------------------------------------------
 
 
@@ -470,7 +650,51 @@ def test_make_env_says_in_one_line_what_is_wrong(tmp_path, env_id, arguments, me
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 250
 
 
-@pytest.mark.parametrize("space", [gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Discrete(4)])
+def test_an_environment_without_a_time_limit_gets_one(monkeypatch):
+    """Of 1000 steps, and it is said; a limit that is asked for is kept."""
+    spec = gym.envs.registration.EnvSpec("Endless-v0", "gymnasium.envs.mujoco.half_cheetah_v5:HalfCheetahEnv")
+    monkeypatch.setitem(gym.registry, "Endless-v0", spec)
+    with pytest.warns(UserWarning, match="Endless-v0 has no time limit: its episodes end after 1000 steps here"):
+        env = make_env("Endless-v0")
+    env.reset()
+    assert [env.step(idle(env))[3] for _ in range(1000)] == [False] * 999 + [True]
+    env = make_env("Endless-v0", max_episode_steps=3)
+    env.reset()
+    assert [env.step(idle(env))[3] for _ in range(3)] == [False] * 2 + [True]
+
+
+def test_an_actuator_that_cannot_move_is_named(tmp_path):
+    """A file that gives it no control range makes a limp robot."""
+    default = ('<motor ctrllimited="true" ctrlrange="-.4 .4"/>', "")
+    limits = 'ctrllimited="true" ctrlrange="-1.0 1.0" gear="200.0" joint="leg_joint"'
+    for name, said in ((' name="leg"', "leg"), ("", "1")):
+        with pytest.raises(ValueError, match=f"actuator {said} cannot move: give it a ctrlrange"):
+            own_hopper(tmp_path, default, (limits, f'gear="200.0" joint="leg_joint"{name}'))
+
+
+class Unseen(HopperEnv):
+    """Without _get_obs."""
+
+    _get_obs = property(lambda self: self._absent)  # an AttributeError
+
+    def reset_model(self):
+        self.set_state(self.init_qpos, self.init_qvel)
+        return np.zeros(11)
+
+    def step(self, action):
+        self.do_simulation(action, self.frame_skip)
+        return np.ones(11), 1.0, False, False, {}
+
+
+def test_an_environment_that_observes_in_another_way_works():
+    """It need not have _get_obs."""
+    env = RandomisedEnv(Unseen())
+    assert env.reset(options={"domain": Domain(mass=2)})[0].sum() == 0 and env.step(idle(env))[0].sum() == 11
+
+
+@pytest.mark.parametrize("space", [
+    gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Discrete(4), gym.spaces.Dict({"joints": gym.spaces.Box(-1, 1, (2,))}),
+])  # fmt: skip
 @pytest.mark.parametrize("which", ["observation_space", "action_space"])
 def test_spaces_must_be_vectors(monkeypatch, space, which):
     """Of observations and of actions; make_env refuses others in one line."""
@@ -527,13 +751,14 @@ def nod(obs):
 
 def test_held_out_domains_are_always_the_same():
     """A longer list only continues; no draw comes twice, not even scaled to another level, nor in training."""
-    assert held_out_domains(0.5, 3) == held_out_domains(0.5, 5)[:3]
-    assert held_out_domains(0.0, 2) == [Domain(), Domain()]
-    assert len(held_out_domains(0.5, 1, hinges=4)[0].position) == 4
-    winds = [domain.wind / eps for eps in (0.2, 0.4, 1.0) for domain in held_out_domains(eps, 200)]
+    env, joints, other = make_env("Hopper-v5"), make_env("Hopper-v5", init="joints"), make_env("Ant-v5", 0.3)
+    assert held_out_domains(env, 0.5, 3) == held_out_domains(other, 0.5, 5)[:3]
+    assert held_out_domains(env, 0.0, 2) == [Domain(), Domain()]
+    assert len(held_out_domains(joints, 0.5, 1)[0].position) == 4
+    winds = [domain.wind / eps for eps in (0.2, 0.4, 1.0) for domain in held_out_domains(env, eps, 200)]
     assert len(np.unique(np.round(winds, 9))) == 600
     for seed in (0, 1, 2**32 - 2):
-        assert sample_domain(0.2, np.random.default_rng([seed, 2000, 0])) != held_out_domains(0.2, 1)[0]
+        assert sample_domain(0.2, np.random.default_rng([seed, 2000, 0])) != held_out_domains(env, 0.2, 1)[0]
 
 
 def test_evaluate_is_a_plain_loop():
@@ -541,7 +766,7 @@ def test_evaluate_is_a_plain_loop():
     policies, expected, kinds = {0: nod, -1: lambda obs: np.zeros(3)}, [], set()
     for agent, eps, i in itertools.product(policies, (0.0, 0.5), range(3)):
         env = hopper(20)
-        obs, _ = env.reset(seed=i, options={"domain": held_out_domains(eps, 3)[i]})
+        obs, _ = env.reset(seed=i, options={"domain": held_out_domains(env, eps, 3)[i]})
         total, died, out_of_time = 0.0, False, False
         while not (died or out_of_time):
             obs, reward, died, out_of_time, _ = env.step(np.clip(policies[agent](obs), -1, 1))
@@ -600,13 +825,32 @@ def test_a_moving_picture_has_a_row_for_each_label(tmp_path, capsys):
 
 
 def test_the_program_draws_what_randomisation_does(tmp_path, monkeypatch, capfd):
-    """The ranges are printed, and the figure has curves of both ends of a range."""
+    """The figure has curves of both ends of a range."""
     from matplotlib.image import imread
 
     monkeypatch.setattr(sys, "argv", "randomised_envs.py --env Walker2d-v4 --eps 0.5".split())
     main()
     out, err = capfd.readouterr()
-    assert err == "" and "0.875 to 1.125" in out and "+- 2.5 N" in out and "23.68 kg" in out
+    assert err == "" and out == "figure: runs/domains-Walker2d-v4-eps0.5.png\n"
     image = imread(tmp_path / "runs/domains-Walker2d-v4-eps0.5.png")[..., :3]
     for colour in ((0.122, 0.467, 0.706), (0.839, 0.153, 0.157)):
         assert np.all(np.abs(image - colour) < 0.02, axis=2).sum() > 1000
+
+
+def test_the_program_draws_where_actions_have_no_limits(monkeypatch, capfd):
+    """And with ranges of one's own, of an environment from another package."""
+    spec = gym.envs.registration.EnvSpec("my/Free-v0", Free, max_episode_steps=100)
+    monkeypatch.setitem(gym.registry, "my/Free-v0", spec)
+    monkeypatch.setattr(sys, "argv", "randomised_envs.py --env my/Free-v0 --ranges 9 .2 .2 .2 .1".split())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        main()
+    assert capfd.readouterr().out == "figure: runs/domains-my_Free-v0-eps0.5.png\n"
+
+
+class Free(HopperEnv):
+    """Actions without limits."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.action_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
