@@ -337,7 +337,7 @@ def evaluate(envs: list[RandomisedEnv], policies: dict, eps_te: tuple[float, ...
     domains = {eps: held_out_domains(envs[0], eps, number) for eps in eps_te}
     cells = [(agent, eps, i) for agent in policies for eps in domains for i in range(number)]
     returns = episode_returns(envs, [(policies[agent], domains[eps][i], i) for agent, eps, i in cells])
-    return [{"agent": agent, "eps_te": eps, "domain": i, "return": value} for (agent, eps, i), value in zip(cells, returns)]
+    return [{"agent": k, "eps_te": eps, "domain": i, "return": value} for (k, eps, i), value in zip(cells, returns)]
 
 
 def bootstrap(values, draws: int = 2000) -> tuple[float, float]:

@@ -321,6 +321,9 @@ def test_whatever_else_an_observation_has_stays_as_it_is(base, kind):
         expected, obs = plain.reset(seed=5)[0], env.reset(seed=5, options={"domain": Domain(mass=mass)})[0]
         assert obs.shape == env.observation_space.shape
         np.testing.assert_allclose(obs, expected, rtol=1e-9, atol=1e-11)
+        inertia = env.data.cinert.copy()  # is put back
+        env.unwrapped._get_obs(), plain.unwrapped._get_obs()
+        np.testing.assert_array_equal(env.data.cinert, inertia)
     assert env.step(idle(env))[0].shape == obs.shape
 
 
