@@ -1141,7 +1141,8 @@ def parse_args(Args: type, figures: dict):
     """Fill the dataclass `Args` from the command line.
 
     `steps: int = 4096  # of each agent` becomes `--steps`, with the comment as its help; a comment on a line of
-    its own begins a group. Booleans become `--flag/--no-flag`, Literals choices, tuples lists.
+    its own begins a group. Booleans become `--flag/--no-flag`, Literals choices, tuples lists;
+    a level or seed that is named twice counts once.
     """
     parser, comments, groups = Parser(description=sys.modules["__main__"].__doc__.splitlines()[0]), {}, {}
     for line in "\n".join(inspect.getsource(each) for each in Args.__mro__[:-1]).splitlines():
@@ -1164,8 +1165,8 @@ def parse_args(Args: type, figures: dict):
             options["nargs"] = len(get_args(kind)) if ... not in get_args(kind) else "+" if default else "*"
         group = groups.setdefault(heading, parser.add_argument_group(heading))  # one without options is not shown
         group.add_argument("--" + name.replace("_", "-"), **options)
-    values = vars(parser.parse_args()).items()
-    return Args(**{name: tuple(value) if isinstance(value, list) else value for name, value in values})
+    values = {k: dict.fromkeys(v) if k in ("eps_te", "seeds") else v for k, v in vars(parser.parse_args()).items()}
+    return Args(**{name: tuple(value) if isinstance(value, (list, dict)) else value for name, value in values.items()})
 
 
 def run_seeds(args):
@@ -1183,7 +1184,7 @@ def run_seeds(args):
 
     with ThreadPoolExecutor(args.jobs) as pool:
         try:
-            raise SystemExit(max(pool.map(run, dict.fromkeys(args.seeds))))
+            raise SystemExit(max(pool.map(run, args.seeds)))
         finally:  # no new ones after Ctrl-C, which the processes at work get too, or SIGTERM, which they do not
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:

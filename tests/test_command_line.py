@@ -504,9 +504,9 @@ def test_help_says_what_every_option_means(tmp_path, module, Args, command):
 
 
 def test_parsing_by_type(monkeypatch):
-    """Numbers as 2e6, lists, switches, what may be None."""
-    line = "p2pdrl.py --total-steps 2e6 --ranges 1 .2 .2 .3 0 --eps-te 0 .5 --no-compile --learning-rate 1e-3"
-    line += " --gradient-variance --seeds 2 1"
+    """Numbers as 2e6, lists, in which each level and seed counts once, switches, what may be None."""
+    line = "p2pdrl.py --total-steps 2e6 --ranges 1 .2 .2 .3 0 --eps-te 0 .5 0.5 0 --no-compile"
+    line += " --learning-rate 1e-3 --seeds 2 1 2 1 1 --gradient-variance"
     monkeypatch.setattr(sys, "argv", line.split())
     monkeypatch.setattr(sys.modules["__main__"], "__doc__", "x")
     args = baselines.parse_args(p2pdrl.Args, p2pdrl.FIGURES)
