@@ -857,3 +857,8 @@ class Free(HopperEnv):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.action_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+
+def test_a_step_before_the_first_reset_is_refused_by_gymnasium():
+    with pytest.raises(gym.error.ResetNeeded):
+        RandomisedEnv(gym.make("Hopper-v5")).step(np.zeros(3, np.float32))
