@@ -82,12 +82,14 @@ def test_every_command_is_accepted(page, monkeypatch):
 
 
 def test_a_row_has_what_its_run_wrote(tmp_path, monkeypatch):
-    """Two learners of DPD, two evaluations in two domains; means over the last 5 % of the rows, here one."""
+    """Two learners of DPD, two evaluations in two domains; means over the last 5 % of the iterations, here two."""
     args = dpd.Args(env="Hopper-v4", runs=str(tmp_path / "runs"), seed=3, total_steps=200)
+    cells = [(step, agent) for step in range(5, 201, 5) for agent in (0, 1)]
     log = [["step", "agent", "return", "best_return", "entropy"]]
-    log += [[100, 0, 1, 4, 0.5], [100, 1, 3, 2, 0.5], [200, 0, 5, 6, 0.1], [200, 1, 7, 8, 0.3]]
+    log += [[step, agent, step + agent, 2 * step + agent, step / 100] for step, agent in cells]
+    tests = [(step, agent, domain) for step in (100, 200) for agent in (0, 1) for domain in (0, 1)]
     test = [["step", "agent", "eps_te", "domain", "return"]]
-    test += [[step, agent, 0.0, domain, step + 10 * agent + domain] for step in (100, 200) for agent in (0, 1) for domain in (0, 1)]
+    test += [[step, agent, 0.0, domain, step + 10 * agent + domain] for step, agent, domain in tests]
     write_run(args, "dpd", log=log, eval=test)
     rows, command = tmp_path / "rows.csv", "python dpd.py --env Hopper-v4 --total-steps 200 --seed 3"
     monkeypatch.setattr(sys, "argv", ["collect.py", str(rows), args.runs])
@@ -95,10 +97,10 @@ def test_a_row_has_what_its_run_wrote(tmp_path, monkeypatch):
     collect["main"]()  # which adds nothing
     first, last = csv.DictReader(open(rows, newline=""))
     assert first["command"] == last["command"] == command
-    expected = {"step": "200", "training_return": "6.0", "entropy": "0.200", "best_episode": "8.0", "best_agent": "160.5",
-                "worst_agent": "150.5", "return_0": "205.5", "error_0": "0.5", "return_0.2": ""}  # fmt: skip
+    expected = {"step": "200", "training_return": "198.0", "entropy": "1.975", "best_episode": "401.0",
+                "return_0.2": "", "best_agent": "160.5", "worst_agent": "150.5", "return_0": "205.5", "error_0": "0.5"}  # fmt: skip
     assert {name: last[name] for name in expected} == expected
-    assert (first["step"], first["training_return"], first["best_episode"]) == ("100", "2.0", "4.0")
+    assert (first["step"], first["training_return"], first["best_episode"]) == ("100", "98.0", "201.0")
 
 
 ROWS = [  # command, training_return: two arms on two tasks, and a task with two seeds
@@ -119,7 +121,8 @@ def test_effects_by_hand(tmp_path, monkeypatch, capsys):
         for options, seed, value in ROWS:
             writer.writerow({"command": f"python p2pdrl.py {options} --seed {seed}", "training_return": value})
     runs = tables["load"](tmp_path / "mine.csv")
-    pairs = [tuple(frozenset(f"p2pdrl.py --env {env}{more}".split(" --")) for more in (" --method mine", "")) for env in "ABC"]
+    arms = " --method mine", ""
+    pairs = [tuple(frozenset(f"p2pdrl.py --env {env}{arm}".split(" --")) for arm in arms) for env in "ABC"]
     found = tables["effects"](runs, pairs, "training_return")
     assert [each.tolist() for each in found] == [[20, 50, 80], [-10, 40, -60]]
     mean, low, high = tables["interval"](found)
@@ -128,7 +131,8 @@ def test_effects_by_hand(tmp_path, monkeypatch, capsys):
     assert mean == 20 and np.allclose((low, high), np.percentile(means, (2.5, 97.5)), atol=2)
     monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path / "mine.csv"), "--method mine", ""])
     tables["main"]()
-    assert capsys.readouterr().out == f"training       +20 % [{round(low):+d}, {round(high):+d}]".ljust(39) + "2 tasks of 3 seeds\n"
+    effect = f"training       +20 % [{round(low):+d}, {round(high):+d}]"
+    assert capsys.readouterr().out == f"{effect:39}2 tasks of 3 seeds\n"
 
 
 @pytest.mark.parametrize(("values", "more", "as_good"), [
