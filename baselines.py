@@ -82,7 +82,6 @@ from typing import Literal, NamedTuple, NoReturn, get_args, get_origin, get_type
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.adam import adam
 
 from randomised_envs import HELD_OUT, RANGES, Domain, Parser, RandomisedEnv, agent_name, bootstrap, episode_return
 from randomised_envs import evaluate, held_out_domains, make_env, print_table, save_gif
@@ -446,9 +445,7 @@ class DDPGAgent(nn.Module):
 
     def update(self, minibatch: Transitions, args):
         """One step of both networks, and of their targets after them; the metrics."""
-        gradients, metrics = self.optimiser.gradients(ddpg_losses, self, minibatch, args)
-        self.optimiser.step(gradients)  # in a graph of its own: one for both rounds unlike the runs of results.csv
-        return metrics
+        return self.optimiser.minimise(ddpg_losses, self, minibatch, args)
 
     @torch.no_grad()
     def exploring_policy(self, step: int, stream: Stream, rng: np.random.Generator, args):
@@ -848,17 +845,17 @@ def gradients_of(optimiser, losses, *arguments):
 
 @torch.no_grad()
 def take_step(optimiser, gradients):
-    """See Optimiser.step. The arithmetic is torch's; its optimiser, which works outside of graphs, is far slower."""
-    others = {"weight_decay": 0, "amsgrad": False, "maximize": False, "foreach": False}
+    """See Optimiser.step: Algorithm 1 of Kingma and Ba (torch's Adam, outside of a graph, is far slower)."""
+    optimiser.steps += 1
+    bias1, bias2 = 1 - 0.9**optimiser.steps, 1 - 0.999**optimiser.steps
     moments = optimiser.means, optimiser.squares
     for network, gradient, mean, square, rate in zip(optimiser.networks, gradients, *moments, optimiser.rates):
-        new = nn.utils.parameters_to_vector(network.parameters())
-        state = [new], [gradient], [mean], [square], [], [optimiser.steps.clone()]
-        adam(*state, lr=rate, beta1=0.9, beta2=0.999, eps=optimiser.eps, capturable=new.is_cuda, **others)
-        parameters = list(network.parameters())
-        for old, value in zip(parameters, new.split([each.numel() for each in parameters])):
-            old.copy_(value.view_as(old))
-    optimiser.steps += 1
+        mean.lerp_(gradient, 0.1)
+        square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        scale, parameters = square.sqrt() / bias2**0.5 + optimiser.eps, list(network.parameters())
+        sizes = [each.numel() for each in parameters]
+        for parameter, m, v in zip(parameters, mean.split(sizes), scale.split(sizes)):
+            parameter.addcdiv_(m.view_as(parameter), v.view_as(parameter), value=-rate / bias1)
     optimiser.move_targets()
 
 
