@@ -20,6 +20,7 @@ import pytest
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from gymnasium.envs.mujoco.humanoid_v5 import HumanoidEnv
 from gymnasium.utils.env_checker import check_env
+from helpers import hopper, nod
 
 from randomised_envs import (
     Domain, RandomisedEnv, bootstrap, episode_returns, evaluate, held_out_domains, main, make_env, print_table,
@@ -741,15 +742,6 @@ def test_make_env_is_quiet(capfd):
 
 
 # Testing a policy in held-out domains --------------------------------------------------------------------
-
-
-def hopper(limit):  # with a limit of few steps some episodes of nod end by a fall, some by the limit
-    return make_env("Hopper-v4", max_episode_steps=limit)
-
-
-def nod(obs):
-    """A policy: some function of the observation, with values outside the action space too."""
-    return (1.5 * np.sin(3 * obs[:3] + obs[5:8])).astype(np.float32)
 
 
 def test_held_out_domains_are_always_the_same():
