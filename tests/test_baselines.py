@@ -21,8 +21,8 @@ from torch import nn
 import baselines
 from baselines import (
     Batch, DDPGAgent, DDPGArgs, GaussianActor, Optimiser, PPOAgent, PPOArgs, ReplayBuffer, RunningNorm, SACAgent,
-    SACArgs, SavedRun, Stream, Transitions, ValueCritic, ddpg_actor_loss, ddpg_critic_loss, ddpg_targets,
-    discounted_sums, find_runs, gae, make_batch, numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss,
+    SACArgs, SavedRun, Stream, Transitions, ValueCritic, ddpg_targets, discounted_sums, find_runs, gae, make_batch,
+    numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss,
 )  # fmt: skip
 from helpers import finite_difference, flat, hopper, nod, stop_and_go_on, write_run
 from randomised_envs import Domain, evaluate, make_env, sample_domain
@@ -172,26 +172,6 @@ def test_a_gradient_step_is_adam_on_each_networks_own_loss(compiled):
     assert (counters["unique_graphs"] > graphs) == args.compile and args.compile <= compiled
 
 
-@pytest.mark.parametrize("with_metrics", [False, True])
-def test_a_single_loss_needs_no_tuple(with_metrics):
-    """It is its own metric if there is no other; the step is that of torch's Adam."""
-    torch.manual_seed(0)
-    net, x = nn.Linear(4, 2), torch.randn(6, 4)
-    slow, optimiser = copy.deepcopy(net), Optimiser([net], 1e-2, PPOArgs())
-    adam = torch.optim.Adam(slow.parameters(), lr=1e-2)
-
-    def loss(net, x):
-        value = net(x).square().mean()
-        return (value, torch.stack([value, x.sum()])) if with_metrics else value
-
-    for _ in range(3):
-        expected = slow(x).square().mean()
-        metrics = optimiser.minimise(loss, net, x)
-        torch.testing.assert_close(metrics, torch.stack([expected, x.sum()]) if with_metrics else expected)
-        slow_steps([expected], [adam])
-    torch.testing.assert_close(flat(net), flat(slow), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("algo", ["ppo", "ddpg"])
 def test_the_policy_in_numpy_is_a_snapshot_of_the_actor(algo):
     """Same actions as torch's, also far outside what the normaliser knows; what the actor learns later is not seen."""
@@ -218,10 +198,7 @@ def test_the_policy_in_numpy_is_a_snapshot_of_the_actor(algo):
 
 @pytest.mark.parametrize(("steps", "limit", "ended_by"), [(80, 8, {"death", "limit"}), (5, 1000, set())])
 def test_rollout_is_a_plain_loop(steps, limit, ended_by):
-    """Step by step against a loop of the test's own, over deaths, time limits and the end of the batch.
-
-    If no episode is finished, the return is that of the unfinished one.
-    """
+    """Step by step against a loop of the test's own, over deaths, time limits and the end of the batch."""
     std = np.array([0.5, 1.0, 2.0], np.float32)
     data = rollout(hopper(limit), nod, std, WINDY, steps, np.random.default_rng(3))
     rng, env = np.random.default_rng(3), hopper(limit)
@@ -243,7 +220,7 @@ def test_rollout_is_a_plain_loop(steps, limit, ended_by):
             returns.append(total)
             total = 0.0
             obs, _ = env.reset(options={"domain": WINDY})
-    np.testing.assert_allclose(data.returns, returns or [total], rtol=1e-6)
+    np.testing.assert_allclose(data.returns, returns or [total], rtol=1e-6)  # or of the unfinished episode
     assert kinds == ended_by and not (died or out_of_time)
     assert np.abs(data.actions).max() > 1
     assert data.obs.dtype == data.next_obs.dtype == data.actions.dtype == np.float32
@@ -565,11 +542,7 @@ def test_noise_on_weights_comes_nearer_to_its_size():
 
 
 def test_ddpg_is_a_plain_loop(monkeypatch, quiet):
-    """Bit-identical with a loop of the test's own over the environment with a list as buffer.
-
-    Cycles of 20 steps, two to a row of the log: random actions in the first three cycles, then those of the actor with
-    the episode's noise on its weights, and after each such cycle five updates.
-    """
+    """Bit-identical with a loop of the test's own over the environment with a list as buffer, in cycles of 20 steps."""
     monkeypatch.setattr(baselines, "CYCLE", 20)
     monkeypatch.setattr(baselines, "CYCLES", 2)
     args = DDPGArgs(
@@ -755,10 +728,7 @@ def test_a_sac_update_the_ordinary_way():
 
 
 def test_sac_is_a_plain_loop(monkeypatch, quiet):
-    """Bit-identical with a loop of the test's own over the environment with a list as buffer.
-
-    Random actions before the warm-up is over, then samples of the policy; from then on one update for each step.
-    """
+    """Bit-identical with a loop of the test's own over the environment with a list as buffer."""
     monkeypatch.setattr(baselines, "ROW", 40)
     args = SACArgs(
         algo="sac", seed=2, eps_tr=0.2, buffer_size=90, total_steps=120, warm_up=50, batch_size=8, eval_domains=1,
