@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 the authors of this repository
+# SPDX-License-Identifier: MIT
 """Single-agent baselines, PPO, DDPG and SAC, and behind them the plumbing that every script here shares.
 
     python baselines.py --algo ppo --env Hopper-v4                     # a million steps, minutes on a laptop
@@ -445,6 +447,8 @@ class DDPGAgent(nn.Module):
 
     def update(self, minibatch: Transitions, args):
         """One step of both networks, and of their targets after them; the metrics."""
+        rewards, terminated = minibatch.rewards.contiguous(), minibatch.terminated.contiguous()  # sums in a fixed order
+        minibatch = minibatch._replace(rewards=rewards, terminated=terminated)
         return self.optimiser.minimise(ddpg_losses, self, minibatch, args)
 
     @torch.no_grad()
@@ -655,16 +659,13 @@ class SACAgent(nn.Module):
         (elsewhere the actor's goes through the new critic). So a thread of the pool can take one half of the work:
         faster than two threads that share each matrix product, and bit-identical.
         """
-
-        def both(critic_half, actor_half):
-            waiting = pool.submit(*actor_half) if args.threads > 1 and args.device == "cpu" else None
-            done = critic_half[0](*critic_half[1:])
-            return done, waiting.result() if waiting else actor_half[0](*actor_half[1:])
-
-        (critic_gradients, critic_loss), (actor_gradients, metrics) = both(
-            (self.critic_optimiser.gradients, sac_critic_half, self, minibatch, noise[0], args),
-            (self.actor_optimiser.gradients, sac_actor_half, self, minibatch.obs, noise[1]))
-        both((self.critic_optimiser.step, critic_gradients), (self.actor_optimiser.step, actor_gradients))
+        critic_half = functools.partial(self.critic_optimiser.compute, sac_critic_half, self, minibatch, noise[0], args)
+        actor_half = functools.partial(self.actor_optimiser.compute, sac_actor_half, self, minibatch.obs, noise[1])
+        waiting = pool.submit(actor_half) if args.threads > 1 and args.device == "cpu" else None
+        new_critic, critic_loss = critic_half()
+        new_actor, metrics = waiting.result() if waiting else actor_half()
+        self.critic_optimiser.assign(new_critic)
+        self.actor_optimiser.assign(new_actor)
         return torch.cat([critic_loss[None], metrics])
 
 
@@ -804,13 +805,18 @@ class Optimiser(nn.Module):
         """
         return self._call(gradient_step, losses, *arguments)
 
-    def gradients(self, losses, *arguments):
-        """The first half of minimise: the gradient of each loss by its own network, and the metrics."""
-        return self._call(gradients_of, losses, *arguments)
+    def compute(self, losses, *arguments):
+        """The first half of minimise: new values of all parameters, which do not change yet, and the metrics."""
+        return self._call(new_values, losses, *arguments)
 
-    def step(self, gradients):
+    @torch.no_grad()
+    def assign(self, values):
         """The second half of minimise."""
-        self._call(take_step, gradients)
+        torch._foreach_copy_(self.all_parameters(), values)
+
+    def all_parameters(self) -> list[torch.Tensor]:
+        """Those of the networks, then those of the targets."""
+        return [each for network in (*self.networks, *self.targets) for each in network.parameters()]
 
     @torch.no_grad()
     def move_targets(self):
@@ -831,38 +837,34 @@ class Optimiser(nn.Module):
 compiled = functools.cache(functools.partial(torch.compile, fullgraph=True, dynamic=False))
 
 
-def gradients_of(optimiser, losses, *arguments):
-    """See Optimiser.gradients."""
-    result, gradients = losses(*arguments), []
+def new_values(optimiser, losses, *arguments):
+    """See Optimiser.compute. Adam is Algorithm 1 of Kingma and Ba (torch's, outside of a graph, is far slower)."""
+    result, new = losses(*arguments), []
     values, metrics = result if isinstance(result, tuple) else (result, result)
-    for value, network in zip(values if isinstance(values, tuple) else (values,), optimiser.networks):
-        gradient = torch.cat([each.flatten() for each in torch.autograd.grad(value, tuple(network.parameters()))])
+    values, moments = values if isinstance(values, tuple) else (values,), (optimiser.means, optimiser.squares)
+    optimiser.steps += 1
+    steps = optimiser.steps if torch.compiler.is_compiling() else optimiser.steps.item()  # in double precision
+    bias1, bias2 = 1 - 0.9**steps, 1 - 0.999**steps
+    for network, value, mean, square, rate in zip(optimiser.networks, values, *moments, optimiser.rates):
+        parameters = tuple(network.parameters())
+        gradient = torch.cat([each.flatten() for each in torch.autograd.grad(value, parameters)])
         if optimiser.max_grad_norm < math.inf:
             gradient = gradient * (optimiser.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
-        gradients.append(gradient)
-    return gradients, metrics.detach()
-
-
-@torch.no_grad()
-def take_step(optimiser, gradients):
-    """See Optimiser.step: Algorithm 1 of Kingma and Ba (torch's Adam, outside of a graph, is far slower)."""
-    optimiser.steps += 1
-    bias1, bias2 = 1 - 0.9**optimiser.steps, 1 - 0.999**optimiser.steps
-    moments = optimiser.means, optimiser.squares
-    for network, gradient, mean, square, rate in zip(optimiser.networks, gradients, *moments, optimiser.rates):
         mean.lerp_(gradient, 0.1)
         square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        scale, parameters = square.sqrt() / bias2**0.5 + optimiser.eps, list(network.parameters())
-        sizes = [each.numel() for each in parameters]
-        for parameter, m, v in zip(parameters, mean.split(sizes), scale.split(sizes)):
-            parameter.addcdiv_(m.view_as(parameter), v.view_as(parameter), value=-rate / bias1)
-    optimiser.move_targets()
+        sizes, scale = [each.numel() for each in parameters], square.sqrt() / bias2**0.5 + optimiser.eps
+        for old, m, v in zip(parameters, mean.split(sizes), scale.split(sizes)):
+            new.append(old.detach().clone().addcdiv_(m.view_as(old), v.view_as(old), value=-rate / bias1))
+    targets = [each for target in optimiser.targets for each in target.parameters()]
+    return [*new, *(old.lerp(value, optimiser.tau) for old, value in zip(targets, new))], metrics.detach()
 
 
 def gradient_step(optimiser, losses, *arguments):
     """See Optimiser.minimise."""
-    gradients, metrics = gradients_of(optimiser, losses, *arguments)
-    take_step(optimiser, gradients)
+    values, metrics = new_values(optimiser, losses, *arguments)
+    with torch.no_grad():
+        for old, value in zip(optimiser.all_parameters(), values):
+            old.copy_(value)
     return metrics
 
 

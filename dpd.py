@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 the authors of this repository
+# SPDX-License-Identifier: MIT
 """DPD: dual policy distillation, two learners on one task that teach each other.
 
     Lai, Zha, Li and Hu, "Dual Policy Distillation" (IJCAI 2020): equations, sections and Algorithm 1 are its own.

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 the authors of this repository
+# SPDX-License-Identifier: MIT
 """P2PDRL: peer-to-peer distillation for reinforcement learning under domain randomisation.
 
     Zhao and Hospedales, "Robust Domain Randomised Reinforcement Learning through Peer-to-Peer Distillation", ACML 2021

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 the authors of this repository
+# SPDX-License-Identifier: MIT
 """PIEKD and CIKD: an ensemble of SAC agents with one replay buffer, whose best member periodically teaches the others.
 
     Hong, Nagarajan and Maeda, "Periodic Intra-Ensemble Knowledge Distillation for Reinforcement Learning" (2020).

@@ -1,3 +1,5 @@
+# SPDX-FileCopyrightText: 2026 the authors of this repository
+# SPDX-License-Identifier: MIT
 """Randomised domains for Gymnasium's MuJoCo environments.
 
 A *domain* is one version of the physics: how hard the wind blows, how strong gravity is, how much the
@@ -125,7 +127,7 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
             raise ValueError("it is not a MuJoCo environment and has no physics to vary")
         Domain(*(1 - np.array(ranges) * (0, 1, 1, 1, 0)))  # raises ValueError where a range reaches too far
         self.eps, self.init, self.ranges, self.fixed_domain, self.domain = eps, init, ranges, domain, Domain()
-        self._rng, self._inner = np.random.default_rng(), env.unwrapped
+        self._rng, self._inner, self._tick = np.random.default_rng(), env.unwrapped, 0.0
 
         # Every change starts from these, so that nothing compounds from reset to reset.
         self._nominal, self._nominal_qpos = copy.copy(self.model), self._inner.init_qpos.copy()
@@ -165,7 +167,7 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._enter(Domain(**domain) if isinstance(domain, dict) else domain)
         obs, info = self.env.reset(seed=seed, options=options or None)
         self._blow()  # after the reset, which clears all applied forces
-        self._tick = 0.99 * self._inner.dt
+        self._tick = 0.99 * self._inner.dt  # a property that takes its time
         return obs, info | {"domain": self.domain}
 
     def step(self, action):

@@ -587,20 +587,3 @@ def test_the_form_of_a_script(script):
         shared = [each.name for node in imports if getattr(node, "module", "") == "baselines" for each in node.names]
         assert imports[0].lineno <= 65 and 0 < len(shared) <= 20
         assert not papers & set(re.findall(r"^ *(?:from|import) (\w+)", text, re.M))
-
-
-def test_the_tables_of_the_readme_are_those_of_its_rows():
-    """Differences are of the seeds that both have; of the 2 x 3 pairs here three are won, one is a draw."""
-    made = runpy.run_path(str(ROOT / ".github" / "tables.py"))
-    assert made["compare"]({0: 10.0, 4: 30.0}, {0: 5.0, 3: 99.0, 4: 10.0}) == "+12 [+5, +20], 0.58"
-    text = made["README"].read_text()
-    for name, tables in made["tables"]().items():
-        start, end = made["block_of"](text, name)
-        assert [table.group() for table in made["tables_in"](text[start:end])] == tables, name
-
-    command = "python p2pdrl.py --env Walker2d-v4 --eval-domains 100{} --total-steps 4000000 --evaluations 2 --seed "
-    ours, theirs = ({row["command"][-1]: float(row["training_return"]) for row in made["ROWS"]
-                     if row["command"][:-1] == command.format(method) and row["step"] == "3997696"}
-                    for method in ("", " --method ppo"))  # fmt: skip
-    cell = made["compare"](ours, theirs)
-    assert len(ours) >= 3 and f"| p2pdrl - ppo, the paper's learning rates | {cell} |" in text.replace("*", "")

@@ -820,3 +820,8 @@ def test_the_program_draws_what_randomisation_does(tmp_path, monkeypatch, capfd,
     image = imread(tmp_path / f"runs/domains-{name}-eps0.5.png")[..., :3]
     for colour in ((0.122, 0.467, 0.706), (0.839, 0.153, 0.157)):
         assert np.all(np.abs(image - colour) < 0.02, axis=2).sum() > 1000
+
+
+def test_a_step_before_the_first_reset_is_refused_by_gymnasium():
+    with pytest.raises(gym.error.ResetNeeded):
+        RandomisedEnv(gym.make("Hopper-v5")).step(np.zeros(3, np.float32))

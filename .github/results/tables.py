@@ -1,0 +1,213 @@
+"""The tables, verdicts and figures of the README and of the pages beside this file, from the rows of results.csv.
+
+    python .github/results/tables.py                                # writes and draws them all
+    python .github/results/tables.py mine.csv "--method mine" ""    # prints one effect, from rows of your own
+
+The second compares runs that have these options with runs that have others in their place (here none, the defaults),
+over every environment and setting of which there are both. In a page an HTML comment above a table says what the table
+shows, in names from SETTINGS, ARMS and QUANTITIES; this script fills in the table.
+
+An effect is the difference between runs of the same seed, as a percentage of the second arm's mean on that task,
+averaged over tasks. [ ] is its 95 % bootstrap interval; seeds are drawn anew within each task (Agarwal et al. 2021).
+A task counts from three seeds on.
+"""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from baselines import COLOURS, STYLES, bootstrap, save_figure  # noqa: E402
+
+PAGES = [HERE.parents[1] / "README.md", *sorted(HERE.glob("*.md"))]
+LEVELS = (0, 0.2, 0.4, 0.6, 0.8, 1)
+QUANTITIES = {  # of a run: the mean of these columns of its last row
+    "training": ["training_return"], "near": ["return_0", "return_0.2"], "far": ["return_0.6", "return_0.8", "return_1"],
+    "test": ["return_0"], "best episode": ["best_episode"], "best agent": ["best_agent"], "worst agent": ["worst_agent"],
+}  # fmt: skip
+LONG = "--total-steps 4000000 --eval-domains 100 --evaluations 2"
+SETTINGS = {
+    "Walker2d-v4": f"p2pdrl.py --env Walker2d-v4 {LONG}",
+    "Hopper-v4": f"p2pdrl.py --env Hopper-v4 {LONG}",
+    "HalfCheetah-v4": f"p2pdrl.py --env HalfCheetah-v4 --initial-std 0.37 {LONG}",
+    "HalfCheetah-v4 on its back": f"p2pdrl.py --env HalfCheetah-v4 {LONG}",
+    "Walker2d-v4 with wide domains": f"p2pdrl.py --env Walker2d-v4 --eps-tr 0.8 --init joints {LONG}",
+    "PPO Walker2d-v4": "dpd.py --env Walker2d-v4 --base ppo --total-steps 4000000 --eps-te 0.0",
+    "SAC Hopper-v4": "piekd_cikd.py --env Hopper-v4 --total-steps 100000",
+}
+for env in ("HalfCheetah-v4", "Walker2d-v4", "Swimmer-v4"):
+    SETTINGS[f"DDPG {env}"] = f"dpd.py --env {env} --evaluations 10 --eps-te 0.0"
+ARMS = {
+    "P2PDRL": "", "P2PDRL at PPO's rate": "--learning-rate 0.0003", "no distillation": "--alpha 0.0", "DnC": "--method dnc",
+    "PPO": "--method ppo", "PPO at P2PDRL's rate": "--method ppo --learning-rate 0.0001", "Distral": "--method distral",
+    "workshop's PPO": "--method ppo-union", "Distributed PPO": "--method distributed-ppo", "self-KL": "--method self-kl",
+    "DPD": "", "DPD with 320 steps": "--distil-steps 320", "equal weights": "--weighting none",
+    "one learner": "--method vanilla", "PIEKD": "", "ensemble": "--method ensemble",
+}  # fmt: skip
+
+
+def load(path: Path) -> dict[frozenset, dict[int, dict]]:
+    """By the options of a run, in any order, and by seed: its last row."""
+    runs = {}
+    for row in csv.DictReader(open(path, newline="")):
+        options, seed = row["command"].removeprefix("python ").split(" --seed ")
+        runs.setdefault(frozenset(options.split(" --")), {})[int(seed)] = row
+    return runs
+
+
+def run_of(where: str, arm: str) -> frozenset:
+    """The options of its runs."""
+    return frozenset(f"{SETTINGS[where]} {ARMS[arm]}".strip().split(" --"))
+
+
+def values(rows: dict[int, dict], quantity: str) -> dict[int, float]:
+    """By seed, of those whose rows have it. quantity: one of QUANTITIES, or a column."""
+    found = {seed: [row[column] for column in QUANTITIES.get(quantity, [quantity])] for seed, row in rows.items()}
+    return {seed: np.mean([float(each) for each in columns]) for seed, columns in found.items() if all(columns)}
+
+
+def effects(runs, pairs: list[tuple[frozenset, frozenset]], quantity: str) -> list[np.ndarray]:
+    """For each task with three seeds or more: the differences of its pairs of runs, in per cent. (seeds,)"""
+    tasks = []
+    for ours, theirs in pairs:
+        ours, theirs = (values(runs.get(each, {}), quantity) for each in (ours, theirs))
+        if len(seeds := sorted(ours.keys() & theirs.keys())) >= 3:
+            mean = np.mean([theirs[seed] for seed in seeds])
+            tasks.append(np.array([100 * (ours[seed] - theirs[seed]) / mean for seed in seeds]))
+    return tasks
+
+
+def interval(tasks: list[np.ndarray], draws: int = 10000) -> tuple[float, float, float]:
+    """Mean over tasks, and the ends of its 95 % interval, stratified by task."""
+    rng = np.random.default_rng(0)
+    means = [task[rng.integers(len(task), size=(draws, len(task)))].mean(1) for task in tasks]
+    return np.mean([task.mean() for task in tasks]), *np.percentile(np.mean(means, 0), (2.5, 97.5))
+
+
+def verdict(kind: str, tasks: list[np.ndarray]) -> str:
+    """Of a claim that the first arm has `more`, or is `as good`."""
+    if not tasks:
+        return "not tested"
+    _, low, high = interval(tasks)
+    if low > (0 if kind == "more" else -10):
+        return "holds"
+    return "reversed" if high < 0 else "level" if -10 < low and high < 10 else "undecided"
+
+
+def effect_cell(tasks: list[np.ndarray]) -> str:
+    """Bold where the interval lies on one side of 0."""
+    if not tasks:
+        return ""
+    mean, low, high = interval(tasks)
+    bold = "**" if low > 0 or high < 0 else ""
+    return f"{bold}{round(mean):+d} %{bold} [{round(low):+d}, {round(high):+d}]"
+
+
+def basis(tasks: list[np.ndarray]) -> str:
+    seeds = "-".join(sorted({str(len(task)) for task in tasks}))
+    return f"{len(tasks)} task{'s' * (len(tasks) > 1)} of {seeds} seeds" if tasks else ""
+
+
+def pairs_of(spec: str) -> list[tuple[frozenset, frozenset]]:
+    """From `ours - theirs: task, task`."""
+    arms, tasks = spec.split(": ")
+    return [tuple(run_of(where, arm) for arm in arms.split(" - ")) for where in tasks.split("; ")]
+
+
+def effects_table(runs, columns: list[str], lines: list[str]) -> list[list[str]]:
+    """lines: `ours - theirs: task; task`. The verdict is on the last column: have ours more of it?"""
+    table = [["", *columns, "on", "ahead?"]]
+    for line in lines:
+        arms, where = line.split(": ")
+        found = [effects(runs, pairs_of(line), column) for column in columns]
+        on = basis(found[-1]) if ";" in where else where
+        table.append([arms.replace(" - ", " minus "), *map(effect_cell, found), on, verdict("more", found[-1])])
+    return table
+
+
+def returns_table(runs, columns: list[str], lines: list[str]) -> list[list[str]]:
+    """columns: arms. lines: `task: quantity; quantity`. Means over the seeds that all arms have."""
+    table = [["", *columns]]
+    for where, quantities in (line.split(": ") for line in lines):
+        for quantity in quantities.split("; "):
+            by_arm = [values(runs.get(run_of(where, arm), {}), quantity) for arm in columns]
+            seeds = [seed for seed in range(99) if all(seed in each for each in by_arm if each)]
+            found = [[each[seed] for seed in seeds if seed in each] for each in by_arm]
+            cells = ("{:.0f} [{:.0f}, {:.0f}]".format(np.mean(x), *bootstrap(x)) if len(x) >= 3 else "" for x in found)
+            table.append([f"{where}, {quantity}", *cells])
+    return table
+
+
+def claims_table(runs, columns: list[str], lines: list[str]) -> list[list[str]]:
+    """lines: `claim | kind, quantity | ours - theirs: task; task`, or claim, result and verdict in words."""
+    table = [["claim", "result", "verdict"]]
+    for line in lines:
+        claim, result, says = line.split(" | ")
+        if " - " in says:
+            kind, quantity = result.split(", ")
+            tasks = effects(runs, pairs_of(says), quantity)
+            result = f"{quantity}: {effect_cell(tasks)}, {basis(tasks)}" if tasks else ""
+            says = verdict(kind, tasks)
+        table.append([claim, result, says])
+    return table
+
+
+TABLES = {"effects": effects_table, "returns": returns_table, "claims": claims_table}
+
+
+def fill(text: str, runs) -> str:
+    """A page with its tables made anew."""
+
+    def table(match):
+        head, kind, columns, lines = match.groups()
+        rows = TABLES[kind](runs, columns.split("; "), lines.splitlines())
+        rows.insert(1, ["---"] * len(rows[0]))
+        return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+    return re.sub(r"(<!-- (\w+): ?(.*)\n((?:.+\n)*?)-->\n)(?:\|.*\n)*", table, text)
+
+
+def draw_levels(runs, name: str, arms: list[str], baseline: str, tasks: list[str]):
+    """Left: return by eps_te relative to the baseline's mean, mean over tasks. Right of it: returns, task by task."""
+    figure, columns = Figure(figsize=(13, 4), layout="constrained"), [f"return_{eps:g}" for eps in LEVELS]
+    left, *others = figure.subplots(1, 1 + len(tasks), width_ratios=[2.2] + [1] * len(tasks))
+    left.set(title=f"mean over {len(tasks)} tasks, 95 % interval", ylabel=f"return, % of the mean of {baseline}",
+             xlabel="eps_te, randomisation level of the held-out domains")
+    for index, (arm, colour, style) in enumerate(zip(arms, COLOURS, STYLES)):
+        pairs, look = pairs_of(f"{arm} - {baseline}: {'; '.join(tasks)}"), {"color": colour, "linestyle": style}
+        mean, low, high = 100 + np.array([interval(effects(runs, pairs, column)) for column in columns]).T
+        places = np.array(LEVELS) + 0.008 * index  # so that intervals stand side by side
+        left.errorbar(places, mean, (mean - low, high - mean), capsize=3, marker="o", label=arm, **look)
+        for axis, task in zip(others, tasks):
+            means = [np.mean([*values(runs[run_of(task, arm)], column).values()]) for column in columns]
+            axis.plot(LEVELS, means, marker=".", **look)
+            axis.set(title=task, xlabel="eps_te", ylabel="return" if axis is others[0] else "")
+    for axis in others:
+        axis.set_ylim(0)
+    save_figure(figure, "", HERE / f"{name}.png")
+
+
+def main():
+    rows, *arms = sys.argv[1:] or [HERE / "results.csv"]
+    runs = load(rows)
+    if arms:
+        ours, theirs = (frozenset(f" {arm}".split(" --")[1:]) for arm in arms)
+        pairs = [(each, each - ours | theirs) for each in runs if ours <= each and each - ours | theirs != each]
+        for quantity in QUANTITIES:
+            if tasks := effects(runs, pairs, quantity):
+                print(f"{quantity:15}{effect_cell(tasks).replace('**', ''):24}{basis(tasks)}")
+        return
+    for page in PAGES:
+        page.write_text(fill(page.read_text(), runs))
+    rivals = ["P2PDRL", "Distributed PPO", "self-KL", "Distral", "DnC"]
+    draw_levels(runs, "p2pdrl", ["P2PDRL", "no distillation", "PPO", "PPO at P2PDRL's rate"], "PPO", list(SETTINGS)[:3])
+    draw_levels(runs, "p2pdrl-competitors", rivals, "P2PDRL", ["Walker2d-v4", "HalfCheetah-v4"])
+
+
+if __name__ == "__main__":
+    main()
