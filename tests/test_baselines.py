@@ -171,6 +171,16 @@ def test_a_gradient_step_is_adam_on_each_networks_own_loss(compiled):
     assert (counters["unique_graphs"] > graphs) == args.compile and args.compile <= compiled
 
 
+def test_targets_move_by_tau():
+    """One step of a part tau of the way from where they are, each to the network in its place."""
+    networks, targets = ([nn.Linear(4, 2) for _ in range(2)] for _ in range(2))
+    expected = [torch.lerp(flat(target), flat(network), 0.3) for target, network in zip(targets, networks)]
+    before = [flat(network) for network in networks]
+    Optimiser(networks, 1e-3, PPOArgs(), targets=targets, tau=0.3).move_targets()
+    assert all(torch.equal(flat(target), value) for target, value in zip(targets, expected))
+    assert all(torch.equal(flat(network), value) for network, value in zip(networks, before))
+
+
 @pytest.mark.parametrize("algo", ["ppo", "ddpg"])
 def test_the_policy_in_numpy_is_a_snapshot_of_the_actor(algo):
     """Same actions as torch's, also far outside what the normaliser knows; what the actor learns later is not seen."""
