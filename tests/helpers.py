@@ -5,16 +5,28 @@ import json
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 import baselines
+from randomised_envs import make_env
 
 
 def flat(tensors):
     """All entries of some tensors, or of a network's parameters, as one vector."""
     tensors = tensors.parameters() if isinstance(tensors, torch.nn.Module) else tensors
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def hopper(limit, eps=0.0):
+    """With a limit of few steps some episodes of nod end by a fall, some by the limit."""
+    return make_env("Hopper-v4", eps, max_episode_steps=limit)
+
+
+def nod(obs):
+    """A policy: some function of the observation, with values outside the action space too."""
+    return (1.5 * np.sin(3 * obs[:3] + obs[5:8])).astype(np.float32)
 
 
 def finite_difference(function, parameter, index, step=1e-6):

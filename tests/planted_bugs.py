@@ -172,7 +172,7 @@ BUGS = [
         "baselines.py",
         "    futures = target_critic(batch.next_obs, actor.action_scale * actions).min(0).values - alpha * log_probs\n",
         "    futures = target_critic(batch.next_obs, actor.action_scale * actions).max(0).values - alpha * log_probs\n",
-        "test_baselines.py::test_sac_targets_and_critic_loss_sample_by_sample",
+        "test_baselines.py::test_a_sac_update_the_ordinary_way",
         """The actor seeks out the actions that a critic overrates. The smaller of two estimates keeps this in check;
         the larger one feeds it back into the targets.""",
     ),

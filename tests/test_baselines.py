@@ -21,10 +21,10 @@ from torch import nn
 import baselines
 from baselines import (
     Batch, DDPGAgent, DDPGArgs, GaussianActor, Optimiser, PPOAgent, PPOArgs, ReplayBuffer, RunningNorm, SACAgent,
-    SACArgs, SavedRun, Stream, Transitions, ValueCritic, ddpg_actor_loss, ddpg_critic_loss, ddpg_targets,
-    discounted_sums, find_runs, gae, make_batch, numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss,
+    SACArgs, SavedRun, Stream, Transitions, ValueCritic, ddpg_targets, discounted_sums, find_runs, gae, make_batch,
+    numpy_policy, ppo_loss, ppo_losses, rollout, shuffle, value_loss,
 )  # fmt: skip
-from helpers import finite_difference, flat, stop_and_go_on, write_run
+from helpers import finite_difference, flat, hopper, nod, stop_and_go_on, write_run
 from randomised_envs import Domain, evaluate, make_env, sample_domain
 
 OBS, ACT = 11, 3  # sizes of observations and actions, Hopper's
@@ -67,15 +67,6 @@ def slow_follow(target, network, tau):
         old.mul_(1 - tau).add_(tau * new)
 
 
-def hopper(limit, eps=0.0):  # with a limit of few steps some episodes of nod end by a fall, some by the limit
-    return make_env("Hopper-v4", eps, max_episode_steps=limit)
-
-
-def nod(obs):
-    """A policy: some function of the observation, with values outside the action space too."""
-    return (1.5 * np.sin(3 * obs[:3] + obs[5:8])).astype(np.float32)
-
-
 def train(loop, args):
     """Log, evaluation and the checkpoint's parts of a run that is stopped in its last iteration and started again."""
     args.checkpoint_every = 1
@@ -103,11 +94,8 @@ def slow_gae(rewards, values, next_values, terminated, ends, gamma, gae_lambda):
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 0.95, 1.0])
-def test_gae_is_the_sum_of_its_definition(gae_lambda):
-    """Eq. (11): sum over l of (gamma lambda)^l delta_{t+l}, until the episode ends.
-
-    There are a death, a time limit, a death at once, and the end of the batch.
-    """
+def test_a_time_limit_is_worth_the_future_and_a_death_nothing(gae_lambda):
+    """Eq. (11): sum over l of (gamma lambda)^l delta_{t+l}, over deaths (one at once), a time limit, a batch's end."""
     terminated, ends = np.zeros((2, 30), bool)
     terminated[[7, 19]] = True
     ends[[7, 18, 19, 29]] = True
@@ -115,25 +103,8 @@ def test_gae_is_the_sum_of_its_definition(gae_lambda):
     np.testing.assert_allclose(gae(*data, 0.9, gae_lambda), slow_gae(*data, 0.9, gae_lambda), rtol=1e-12)
 
 
-def test_a_time_limit_is_worth_the_future_and_a_death_nothing():
-    """Two steps by hand: rewards 2, 4; values 1, 3; next values 3, 8; gamma = lambda = 1/2.
-
-    delta_1 = 4 - 3 = 1 where it died, 4 + .5 * 8 - 3 = 5 where it was cut; delta_0 = 2 + .5 * 3 - 1 = 2.5.
-    """
-    data = np.array([2.0, 4.0]), np.array([1.0, 3.0]), np.array([3.0, 8.0])
-    for terminated, ends, expected in (
-        ([False, True], [False, True], [2.5 + 0.25 * 1, 1]),
-        ([False, False], [False, True], [2.5 + 0.25 * 5, 5]),
-        ([False, False], [True, True], [2.5, 5]),
-        ([True, True], [True, True], [2 - 1, 1]),
-    ):
-        assert gae(*data, np.array(terminated), np.array(ends), 0.5, 0.5).tolist() == expected
-
-
 def test_discounted_sums():
-    """By hand with gamma = 1/2; by the definition, sum over the episode's past, with random numbers."""
-    ends = np.array([False, False, True, False])
-    assert discounted_sums(np.array([1.0, 2.0, 3.0, 4.0]), ends, 0.5).tolist() == [1, 2.5, 4.25, 4]
+    """By the definition: a sum over the past of the episode."""
     rewards, ends = np.random.default_rng(0).normal(size=50), np.arange(50) % 13 == 12
     expected = [sum(0.9 ** (t - s) * rewards[s] for s in range(t // 13 * 13, t + 1)) for t in range(50)]
     np.testing.assert_allclose(discounted_sums(rewards, ends, 0.9), expected, rtol=1e-12)
@@ -200,26 +171,6 @@ def test_a_gradient_step_is_adam_on_each_networks_own_loss(compiled):
     assert (counters["unique_graphs"] > graphs) == args.compile and args.compile <= compiled
 
 
-@pytest.mark.parametrize("with_metrics", [False, True])
-def test_a_single_loss_needs_no_tuple(with_metrics):
-    """It is its own metric if there is no other; the step is that of torch's Adam."""
-    torch.manual_seed(0)
-    net, x = nn.Linear(4, 2), torch.randn(6, 4)
-    slow, optimiser = copy.deepcopy(net), Optimiser([net], 1e-2, PPOArgs())
-    adam = torch.optim.Adam(slow.parameters(), lr=1e-2)
-
-    def loss(net, x):
-        value = net(x).square().mean()
-        return (value, torch.stack([value, x.sum()])) if with_metrics else value
-
-    for _ in range(3):
-        expected = slow(x).square().mean()
-        metrics = optimiser.minimise(loss, net, x)
-        torch.testing.assert_close(metrics, torch.stack([expected, x.sum()]) if with_metrics else expected)
-        slow_steps([expected], [adam])
-    torch.testing.assert_close(flat(net), flat(slow), rtol=0, atol=1e-6)
-
-
 def test_targets_move_by_tau():
     """One step of a part tau of the way from where they are, each to the network in its place."""
     networks, targets = ([nn.Linear(4, 2) for _ in range(2)] for _ in range(2))
@@ -256,10 +207,7 @@ def test_the_policy_in_numpy_is_a_snapshot_of_the_actor(algo):
 
 @pytest.mark.parametrize(("steps", "limit", "ended_by"), [(80, 8, {"death", "limit"}), (5, 1000, set())])
 def test_rollout_is_a_plain_loop(steps, limit, ended_by):
-    """Step by step against a loop of the test's own, over deaths, time limits and the end of the batch.
-
-    If no episode is finished, the return is that of the unfinished one.
-    """
+    """Step by step against a loop of the test's own, over deaths, time limits and the end of the batch."""
     std = np.array([0.5, 1.0, 2.0], np.float32)
     data = rollout(hopper(limit), nod, std, WINDY, steps, np.random.default_rng(3))
     rng, env = np.random.default_rng(3), hopper(limit)
@@ -281,7 +229,7 @@ def test_rollout_is_a_plain_loop(steps, limit, ended_by):
             returns.append(total)
             total = 0.0
             obs, _ = env.reset(options={"domain": WINDY})
-    np.testing.assert_allclose(data.returns, returns or [total], rtol=1e-6)
+    np.testing.assert_allclose(data.returns, returns or [total], rtol=1e-6)  # or of the unfinished episode
     assert kinds == ended_by and not (died or out_of_time)
     assert np.abs(data.actions).max() > 1
     assert data.obs.dtype == data.next_obs.dtype == data.actions.dtype == np.float32
@@ -299,19 +247,6 @@ def slow_ppo_loss(log_ratio, advantages, clip):
     return -total / len(log_ratio)
 
 
-def test_ppo_loss_is_the_clipped_surrogate():
-    """Eq. (7); and where a step has gone too far the gradient is zero, elsewhere -ratio * advantage / N."""
-    torch.manual_seed(0)
-    log_ratio, advantages = (0.4 * torch.randn(200)).requires_grad_(), torch.randn(200)
-    loss = ppo_loss(log_ratio, advantages, 0.2)
-    assert loss.item() == pytest.approx(slow_ppo_loss(log_ratio, advantages, 0.2), rel=1e-5)
-    loss.backward()
-    ratio = log_ratio.detach().exp()
-    stopped = ((ratio > 1.2) & (advantages > 0)) | ((ratio < 0.8) & (advantages < 0))
-    assert stopped.any() and not log_ratio.grad[stopped].any()
-    torch.testing.assert_close(log_ratio.grad[~stopped], (-ratio * advantages / 200)[~stopped])
-
-
 def test_columns_of_shape_n_by_1_are_refused():
     """(N, 1) against (N,) would broadcast to (N, N), and train on nonsense without a word."""
     for loss in (lambda a, b: ppo_loss(a, b, 0.2), value_loss):
@@ -320,7 +255,7 @@ def test_columns_of_shape_n_by_1_are_refused():
 
 
 def test_ppo_losses_and_metrics():
-    """Against torch.distributions with normalised advantages; the actor's gradient by finite differences."""
+    """Eq. (7) with normalised advantages, the critic's error, and what is logged; gradients by finite differences."""
     (actor, critic), args = networks(), PPOArgs()
     torch.manual_seed(1)
     obs, actions = torch.randn(24, OBS) * 3 + 2, torch.randn(24, ACT)
@@ -331,6 +266,8 @@ def test_ppo_losses_and_metrics():
     log_ratio = log_probs - batch.log_probs
     advantages = (batch.advantages - batch.advantages.mean()) / batch.advantages.std()
     assert actor_loss.item() == pytest.approx(slow_ppo_loss(log_ratio, advantages, args.clip), rel=1e-4)
+    far = log_ratio.abs() > 0.3
+    assert len({*zip((log_ratio > 0)[far].tolist(), (advantages > 0)[far].tolist())}) == 4  # both signs of both
     errors = [(critic(row[None]).item() - target.item()) ** 2 for row, target in zip(obs, batch.targets)]
     assert critic_loss.item() == pytest.approx(np.mean(errors), rel=1e-4)
     clipped = np.mean([not 0.8 <= math.exp(each) <= 1.2 for each in log_ratio.tolist()])
@@ -380,16 +317,6 @@ def test_a_batch_joins_rollouts_with_what_the_current_networks_say():
     assert all(column.shape == (50,) for column in batch[2:])
 
 
-def test_shuffle_is_a_permutation_cut_into_equal_pieces():
-    """Every step once, its columns together, not in the old order."""
-    steps = torch.arange(24.0)
-    pieces = shuffle(Batch(steps[:, None], steps[:, None], steps, steps, steps), 4, np.random.default_rng(0))
-    assert [len(piece.obs) for piece in pieces] == [6] * 4
-    assert all(torch.equal(column.flatten(), piece.log_probs) for piece in pieces for column in piece)
-    order = torch.cat([piece.log_probs for piece in pieces]).tolist()
-    assert sorted(order) == steps.tolist() and order != steps.tolist()
-
-
 def test_ppo_is_a_plain_loop(quiet):
     """Three iterations against torch's Adam: log, parameters, statistics, evaluation."""
     args = PPOArgs(
@@ -429,22 +356,6 @@ def test_ppo_is_a_plain_loop(quiet):
             torch.testing.assert_close(saved["agent0"][f"{name}.{key}"], value, rtol=0, atol=2e-5)
     (final,) = evaluate([env], {0: numpy_policy(actor)}, (0.2,), 1)
     assert evaluation["return"] == pytest.approx([final["return"]], rel=1e-3) and evaluation["step"] == [384]
-
-
-def test_the_same_seed_from_python_gives_the_same_weights():
-    """Bit by bit, with any number of threads, in one process; what is not given is filled in."""
-    saved = []
-    for folder, threads in (("one", 0), ("two", 1)):
-        args = PPOArgs(
-            seed=6, runs=folder, threads=threads, compile=False, total_steps=192, steps_per_iteration=64, epochs=1,
-            minibatches=2, eps_te=(0.3,), eval_domains=2, evaluations=1,
-        )  # fmt: skip
-        baselines.ppo(args)
-        (path,) = Path(folder).iterdir()
-        parts = torch.load(path / "checkpoint.pt", weights_only=True)["parts"]
-        saved.append(parts["agent0"] | {"return": torch.tensor(SavedRun(path).table("eval.csv")["return"])})
-    one, two = saved
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 # Replay buffer and stream --------------------------------------------------------------------------------
@@ -569,7 +480,7 @@ def test_a_stream_needs_symmetric_limits_of_actions(capsys, high):
 
 def ddpg_agent():
     torch.manual_seed(0)
-    args = DDPGArgs(compile=False)
+    args = DDPGArgs(compile=False, gamma=0.9, critic_decay=0.02)
     agent = DDPGAgent(baselines.DeterministicActor(OBS, SCALE), baselines.ActionCritic(OBS, ACT), args)
     perturb(nn.ModuleList([agent.actor, agent.critic, agent.target_actor, agent.target_critic]), 0.1)
     agent.actor.norm.update(np.random.default_rng(0).normal(1, 2, (30, OBS)))
@@ -583,31 +494,11 @@ def transitions(steps=12, seed=1):
     return Transitions(obs, actions, rewards, next_obs, terminated)
 
 
-def test_ddpg_targets_and_losses_state_by_state():
-    """r + gamma Q'(s', mu'(s')), and r alone after a death; by the target networks, not the others; no gradient.
-
-    Mean square error, half the squared weights of the hidden layers, not of the last; minus the critic's opinion.
-    """
-    agent, _ = ddpg_agent()
-    batch, errors, values = transitions(), [], []
-    targets = ddpg_targets(agent.target_actor, agent.target_critic, batch, 0.9)
-    for n in range(12):
-        obs, action, after = batch.obs[n : n + 1], batch.actions[n : n + 1], batch.next_obs[n : n + 1]
-        future = agent.target_critic(after, agent.target_actor(after)).item()
-        expected = batch.rewards[n].item() + (0 if n % 3 == 0 else 0.9 * future)
-        assert targets[n].item() == pytest.approx(expected, abs=1e-5)
-        assert abs(future - agent.critic(after, agent.actor(after)).item()) > 1e-4
-        errors.append((agent.critic(obs, action).item() - expected) ** 2)
-        values.append(agent.critic(obs, agent.actor(obs)).item())
-    hidden = [agent.critic.net[i].weight for i in (0, 3, 6)]
-    decay = 0.01 / 2 * sum(value**2 for weight in hidden for value in weight.flatten().tolist())
-    loss = ddpg_critic_loss(agent.critic, batch, targets, 0.01).item()
-    assert loss == pytest.approx(np.mean(errors) + decay, rel=1e-4) and not targets.requires_grad
-    assert ddpg_actor_loss(agent.actor, agent.critic, batch).item() == pytest.approx(-np.mean(values), rel=1e-4)
-
-
 def test_a_ddpg_update_the_ordinary_way():
-    """Three updates against torch's Adam on copies; targets move by tau towards the new networks."""
+    """Eqs. (4) to (6) and three steps of torch's Adam on copies; targets move by tau towards the new networks.
+
+    r + gamma Q'(s', mu'(s')), and r alone after a death, without a gradient; of weights only the hidden layers' count.
+    """
     agent, args = ddpg_agent()
     fast = agent.actor, agent.critic, agent.target_actor, agent.target_critic
     slow = copy.deepcopy(fast)
@@ -618,13 +509,16 @@ def test_a_ddpg_update_the_ordinary_way():
         batch = transitions(seed=seed)
         with torch.no_grad():
             futures = target_critic(batch.next_obs, target_actor(batch.next_obs))
-            targets = batch.rewards + 0.99 * (1 - batch.terminated) * futures
+            targets = batch.rewards + 0.9 * (1 - batch.terminated) * futures
+            assert (futures - critic(batch.next_obs, actor(batch.next_obs))).abs().min() > 1e-4
+        assert not ddpg_targets(agent.target_actor, agent.target_critic, batch, 0.9).requires_grad
         error = ((critic(batch.obs, batch.actions) - targets) ** 2).mean()
         weights = sum((critic.net[i].weight ** 2).sum() for i in (0, 3, 6))
-        slow_steps([error + 1e-2 * weights / 2, -critic(batch.obs, actor(batch.obs)).mean()], adams)
+        losses = error + 0.02 * weights / 2, -critic(batch.obs, actor(batch.obs)).mean()
+        slow_steps(losses, adams)
         slow_follow(target_actor, actor, 0.01)
         slow_follow(target_critic, critic, 0.01)
-        agent.update(batch, args)
+        assert agent.update(batch, args).tolist() == pytest.approx([losses[0].item(), -losses[1].item()], rel=1e-4)
     for network, expected, before in zip(fast, slow, start):
         torch.testing.assert_close(flat(network), flat(expected), rtol=0, atol=2e-6)
         assert (flat(network) - before).abs().max() > 1e-5
@@ -657,11 +551,7 @@ def test_noise_on_weights_comes_nearer_to_its_size():
 
 
 def test_ddpg_is_a_plain_loop(monkeypatch, quiet):
-    """Bit-identical with a loop of the test's own over the environment with a list as buffer.
-
-    Cycles of 20 steps, two to a row of the log: random actions in the first three cycles, then those of the actor with
-    the episode's noise on its weights, and after each such cycle five updates.
-    """
+    """Bit-identical with a loop of the test's own over the environment with a list as buffer, in cycles of 20 steps."""
     monkeypatch.setattr(baselines, "CYCLE", 20)
     monkeypatch.setattr(baselines, "CYCLES", 2)
     args = DDPGArgs(
@@ -714,7 +604,7 @@ def test_ddpg_is_a_plain_loop(monkeypatch, quiet):
 
 def sac_agent(threads=1):
     torch.manual_seed(1)
-    args = SACArgs(compile=False, threads=threads)
+    args = SACArgs(compile=False, threads=threads, gamma=0.9)
     agent = SACAgent(baselines.SquashedActor(OBS, SCALE), baselines.TwinCritic(OBS, ACT), args)
     perturb(nn.ModuleList([agent.actor, agent.critic, agent.target_critic, agent.temperature]), 0.03)
     agent.temperature["log_alpha"].data.fill_(-0.5)
@@ -790,54 +680,6 @@ def test_the_squashed_policy_in_numpy_is_the_actor():
     np.testing.assert_array_equal(policy(obs[0]), said[0])
 
 
-def test_sac_targets_and_critic_loss_sample_by_sample():
-    """Eq. (6): r + gamma (smaller target value - alpha log pi), and r alone after a death; no gradient.
-
-    By the target critic and the present actor. Eq. (5): for each critic half the mean square error, both added.
-    """
-    agent, _ = sac_agent()
-    batch, alpha, noise = transitions(), torch.tensor([0.3]), torch.randn(12, ACT)
-    targets = baselines.sac_targets(agent.actor, agent.target_critic, alpha, batch, noise, 0.9)
-    smaller, loss = set(), 0.0
-    for n in range(12):
-        after = batch.next_obs[n]
-        action, log_prob = slow_sample(agent.actor, after, noise[n])
-        action = action * torch.tensor(SCALE)
-        values = slow_values(agent.target_critic, after, action).tolist()
-        future = min(values) - 0.3 * log_prob.item()
-        expected = batch.rewards[n].item() + (0 if n % 3 == 0 else 0.9 * future)
-        assert targets[n].item() == pytest.approx(expected, abs=1e-4)
-        assert abs(min(values) - slow_values(agent.critic, after, action).min().item()) > 1e-3
-        smaller.add(int(np.argmin(values)))
-        said = slow_values(agent.critic, batch.obs[n], batch.actions[n]).tolist()
-        loss += sum(0.5 * (value - expected) ** 2 / 12 for value in said)
-    assert smaller == {0, 1} and not targets.requires_grad
-    assert baselines.sac_critic_loss(agent.critic, batch, targets).item() == pytest.approx(loss, rel=1e-4)
-
-
-def test_sac_actor_loss():
-    """Eq. (9): mean of alpha log pi - the smaller value, sample by sample; gradients by finite differences."""
-    agent, _ = sac_agent()
-    obs, noise, alpha = torch.randn(12, OBS), torch.randn(12, ACT), torch.tensor([0.3])
-    loss, log_probs = baselines.sac_actor_loss(agent.actor, agent.critic, alpha, obs, noise)
-    terms, smaller = [], set()
-    for n in range(12):
-        action, log_prob = slow_sample(agent.actor, obs[n], noise[n])
-        values = slow_values(agent.critic, obs[n], action * torch.tensor(SCALE)).tolist()
-        terms.append(0.3 * log_prob.item() - min(values))
-        assert log_probs[n].item() == pytest.approx(log_prob.item(), abs=1e-3)
-        smaller.add(int(np.argmin(values)))
-    assert loss.item() == pytest.approx(np.mean(terms), abs=1e-4) and smaller == {0, 1}
-
-    actor, critic = copy.deepcopy(agent.actor).double(), copy.deepcopy(agent.critic).double()
-    arguments = actor, critic, alpha.double(), obs.double(), noise.double()
-    baselines.sac_actor_loss(*arguments)[0].backward()
-    last, first = actor.net[-1].bias, actor.net[0].weight
-    for parameter, index in ((last, 1), (last, 4), (first, 17), (actor.net[2].weight, 300)):
-        slope = finite_difference(lambda: baselines.sac_actor_loss(*arguments)[0], parameter, index)
-        assert parameter.grad.view(-1)[index].item() == pytest.approx(slope, rel=1e-4, abs=1e-8) and slope != 0
-
-
 def test_temperature_loss():
     """Eq. (18) by hand, its gradient by finite differences; none of it goes to the policy."""
     log_alpha = torch.tensor([-0.7], dtype=torch.float64, requires_grad=True)
@@ -850,10 +692,10 @@ def test_temperature_loss():
 
 
 def test_a_sac_update_the_ordinary_way():
-    """Four updates against torch's Adam on separate modules in float64: actor, critic, target, temperature, the log.
+    """Eqs. (5), (6), (9), (18) and four steps of torch's Adam on separate modules in float64, and the log.
 
-    All gradients are those at the old parameters; the target moves by tau towards the new critic. A second thread
-    changes no bit.
+    r + gamma (smaller target value - alpha log pi), and r alone after a death, without a gradient. All gradients are
+    those at the old parameters; the target moves by tau towards the new critic. A second thread changes no bit.
     """
     (agent, args), (threaded, more_threads) = sac_agent(threads=1), sac_agent(threads=2)
     fast = agent.actor, agent.critic, agent.target_critic, agent.temperature
@@ -869,12 +711,16 @@ def test_a_sac_update_the_ordinary_way():
         alpha = temperature["log_alpha"].detach().exp()
         with torch.no_grad():
             actions, log_probs = slow_sample(actor, batch.next_obs, noise[0])
-            futures = slow_values(target, batch.next_obs, actions * scale).amin(0) - alpha * log_probs
-            targets = batch.rewards + 0.99 * (1 - batch.terminated) * futures
+            opinions = slow_values(target, batch.next_obs, actions * scale)
+            targets = batch.rewards + 0.9 * (1 - batch.terminated) * (opinions.amin(0) - alpha * log_probs)
+            assert (opinions - slow_values(critic, batch.next_obs, actions * scale)).abs().min() > 1e-3
+        assert not baselines.sac_targets(actor, target, alpha, batch, noise[0], 0.9).requires_grad
         values = slow_values(critic, batch.obs, batch.actions)
         critic_loss = sum(nn.functional.mse_loss(each, targets) / 2 for each in values)
         actions, log_probs = slow_sample(actor, batch.obs, noise[1])
-        actor_loss = (alpha * log_probs - slow_values(critic, batch.obs, actions * scale).amin(0)).mean()
+        values = slow_values(critic, batch.obs, actions * scale)
+        actor_loss = (alpha * log_probs - values.amin(0)).mean()
+        assert opinions.argmin(0).unique().tolist() == values.argmin(0).unique().tolist() == [0, 1]  # either is smaller
         alpha_loss = (-temperature["log_alpha"].exp() * (log_probs.detach() - ACT)).mean()
         slow_steps([actor_loss, critic_loss, alpha_loss], adams)
         slow_follow(target, critic, 0.005)
@@ -891,10 +737,7 @@ def test_a_sac_update_the_ordinary_way():
 
 
 def test_sac_is_a_plain_loop(monkeypatch, quiet):
-    """Bit-identical with a loop of the test's own over the environment with a list as buffer.
-
-    Random actions before the warm-up is over, then samples of the policy; from then on one update for each step.
-    """
+    """Bit-identical with a loop of the test's own over the environment with a list as buffer."""
     monkeypatch.setattr(baselines, "ROW", 40)
     args = SACArgs(
         algo="sac", seed=2, eps_tr=0.2, buffer_size=90, total_steps=120, warm_up=50, batch_size=8, eval_domains=1,
@@ -940,10 +783,8 @@ def test_curves_of_a_run():
 
 
 def test_finished_runs_are_found_by_their_options(capsys):
-    """By every option that can change a result; unfinished ones are left out; seeds in order; what is missing is said.
-
-    One run is of a version that did not have all of the options yet.
-    """
+    """By every option that can change a result; unfinished ones are left out; seeds in order; what is missing is said,
+    and without any run that ends the program. One run is of a version that did not have all of the options yet."""
     args = PPOArgs(figure="curves", threads=7)
     for changes in ({"seed": 10}, {"seed": 9, "threads": 1}, {"seed": 2, "gamma": 0.9}, {"seed": 3}):
         run = write_run(PPOArgs(**changes), "baselines")
@@ -957,22 +798,16 @@ def test_finished_runs_are_found_by_their_options(capsys):
     found = find_runs(args, "baselines", {"ppo": {}, "other": {"gamma": 0.5}})
     assert {label: len(runs) for label, runs in found.items()} == {"ppo": 3, "other": 0}
     assert capsys.readouterr().out == "no finished runs of other on Hopper-v4 below runs/\n"
+    with pytest.raises(SystemExit, match="^2$"):
+        find_runs(args, "baselines", {"a": {"gamma": 0.5}, "b": {"gamma": 0.4}})
+    err = capsys.readouterr().err
+    assert err.endswith(": no finished runs of a; b on Hopper-v4 below runs/\n") and err.count("\n") == 1
 
     names = {field.name for field in dataclasses.fields(PPOArgs)} - {"xml_file"}  # which is named by its content
     lines = {name: {name: "another"} for name in names}
     same = {name for name, runs in find_runs(args, "baselines", lines).items() if runs}
     assert same == {"seed", "seeds", "jobs", "threads", "device", "compile", "checkpoint_every", "runs", "overwrite",
                     "figure", "watch", "gif"}  # fmt: skip
-
-
-def test_a_figure_without_any_runs_fails(capsys):
-    """In one line, with status 2."""
-    write_run(PPOArgs(), "baselines")
-    with pytest.raises(SystemExit) as raised:
-        find_runs(PPOArgs(), "baselines", {"a": {"gamma": 0.5}, "b": {"gamma": 0.4}})
-    err = capsys.readouterr().err
-    assert raised.value.code == 2 and err.endswith(": no finished runs of a; b on Hopper-v4 below runs/\n")
-    assert err.count("\n") == 1
 
 
 def test_lines_are_means_with_intervals():

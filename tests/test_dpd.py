@@ -315,18 +315,14 @@ def test_table_1_by_hand(capsys):
     assert header.startswith("HalfCheetah-v4, ddpg: mean over seeds") and lines == expected
 
 
-@pytest.mark.parametrize(
-    ("together", "alone", "stages"),
-    [
-        ((100, 200, 300, 400, 500, 600), (100, 200, 300, 400), ((200, 100), (400, 200), (600, 300))),
-        ((100, 200, 300), (60, 150, 300), ((100, 60), (200, 60), (300, 150))),  # as near as can be
-    ],
-)
+@pytest.mark.parametrize(("together", "alone", "stages"), [
+    ((100, 200, 300, 400, 500, 600), (100, 200, 300, 400), ((200, 100), (400, 200), (600, 300))),
+    ((100, 200, 300), (60, 150, 300), ((100, 60), (200, 60), (300, 150))),  # as near as can be
+])  # fmt: skip
 def test_figure_3_by_hand(monkeypatch, together, alone, stages):
     """Above Q(s, mu(s)) of ten states, below the distances between actions in a hundred, of a pair and of two alone.
 
-    All are of one age: half of DPD's steps are each learner's. The title says how old, and where that is not the same.
-    The states are those of a third learner.
+    All are of one age, which the title says: half of DPD's steps are each learner's. States are a third learner's.
     """
     torch.manual_seed(0)
     made, visits, scale = {}, [], np.full(6, 0.5, np.float32)

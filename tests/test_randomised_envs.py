@@ -20,6 +20,7 @@ import pytest
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from gymnasium.envs.mujoco.humanoid_v5 import HumanoidEnv
 from gymnasium.utils.env_checker import check_env
+from helpers import hopper, nod
 
 from randomised_envs import (
     Domain, RandomisedEnv, bootstrap, episode_returns, evaluate, held_out_domains, main, make_env, print_table,
@@ -129,10 +130,7 @@ def test_a_robot_falls_with_g_times_the_factor_and_wind_pushes_by_force_over_mas
     "env_id", ["Swimmer-v4", "Swimmer-v5", "Humanoid-v5", "InvertedPendulum-v5", "Reacher-v5", "Pusher-v5"]
 )
 def test_wind_accelerates_the_joints_as_the_mass_matrix_says(env_id):
-    """Where a fluid, a rail or an arm's bearing pushes back, Newton's law holds out of rest: M qacc = J' force.
-
-    The force acts at the origin of the root's frame; where there is no joint along x, at the first link's centre.
-    """
+    """Where a fluid, a rail or an arm's bearing pushes back, Newton's law holds out of rest: M qacc = J' force."""
     env = make_env(env_id)
     model = compiled(env, 1.4)
     qpos = model.qpos0 + 0.2  # crooked, so that the joints are coupled
@@ -148,6 +146,7 @@ def test_wind_accelerates_the_joints_as_the_mass_matrix_says(env_id):
     data.qpos[:] = qpos
     mujoco.mj_forward(model, data)
     to_point, expected = np.zeros((3, model.nv)), np.zeros((1, model.nv))
+    # At the origin of the root's frame; where there is no joint along x, at the first link's centre.
     jacobian = mujoco.mj_jacBodyCom if env_id in ("Reacher-v5", "Pusher-v5") else mujoco.mj_jacBody
     jacobian(model, data, to_point, None, 1)
     mujoco.mj_solveM(model, data, expected, 5.0 * to_point[:1])
@@ -383,7 +382,7 @@ def test_gymnasium_finds_nothing_wrong(env_id, eps, init):
 
 
 class PlainHopper(HopperEnv):
-    """Copied as it stands: Gymnasium's own classes are made anew from their arguments."""
+    """Copied as it stands, with the changed model inside: Gymnasium's own are made anew from their arguments."""
 
     __getstate__, __setstate__ = object.__getstate__, lambda self, state: self.__dict__.update(state)
 
@@ -392,13 +391,14 @@ def pickled(env):
     return pickle.loads(pickle.dumps(env))
 
 
-@pytest.mark.parametrize("env_id", [each for each in gym.registry if "mujoco" in str(gym.spec(each).entry_point)
-                                    and each.endswith(("v4", "v5")) and each != "Pusher-v4"])  # fmt: skip
+@pytest.mark.parametrize("env_id", ["PlainHopper", *(
+    each for each in gym.registry if "mujoco" in str(gym.spec(each).entry_point)
+    and each.endswith(("v4", "v5")) and each != "Pusher-v4")])  # fmt: skip
 @pytest.mark.parametrize("twin", [copy.deepcopy, pickled])
 def test_a_copy_is_as_good_as_new(env_id, twin):
     """Taken in mid-episode it is in the nominal domain, and says so; after a reset it is in the one that is asked for,
     and the original goes on in its own."""
-    env, new = make_env(env_id), make_env(env_id)
+    env, new = (RandomisedEnv(PlainHopper()) if env_id == "PlainHopper" else make_env(env_id) for _ in range(2))
     env.reset(seed=1, options={"domain": Domain(2.0, 1.2, 0.8, 1.5, 0.3)})
     env.step(idle(env))
     there = model_bytes(env)
@@ -414,19 +414,6 @@ def test_a_copy_is_as_good_as_new(env_id, twin):
         np.testing.assert_array_equal(other.data.qfrc_applied, new.data.qfrc_applied)
     assert model_bytes(env) == there and env.domain.mass == 1.5
     env.step(idle(env))
-
-
-@pytest.mark.parametrize("twin", [copy.deepcopy, pickled])
-def test_a_copy_with_the_changed_model_inside_is_set_back(twin):
-    """Of an environment that is copied as it stands, with the masses and the wind of its domain."""
-    env = RandomisedEnv(PlainHopper())
-    env.reset(seed=1, options={"domain": Domain(wind=3, mass=1.5)})
-    nominal = model_bytes(RandomisedEnv(PlainHopper()))
-    other = twin(env)
-    assert model_bytes(env) != model_bytes(other) == nominal and not other.data.qfrc_applied.any()
-    obs, _ = other.reset(seed=3, options={"domain": Domain(wind=3, mass=1.5)})
-    np.testing.assert_array_equal(obs, env.reset(seed=3, options={"domain": Domain(wind=3, mass=1.5)})[0])
-    assert model_bytes(other) == model_bytes(env) and other.data.qfrc_applied[0] == 3 == env.data.qfrc_applied[0]
 
 
 @pytest.mark.filterwarnings("ignore:.*reset.options")
@@ -626,13 +613,16 @@ def test_numbers_of_numpy_are_numbers():
 # make_env ------------------------------------------------------------------------------------------------
 
 
-def test_make_env_keeps_the_time_limit_and_passes_arguments_on():
-    """Of Gymnasium's own `make`."""
-    for limit, arguments in ((50, {}), (7, {"max_episode_steps": 7})):
-        env = make_env("Reacher-v5", 0.5, **arguments)
+def test_make_env_keeps_the_time_limit_and_passes_arguments_on(monkeypatch):
+    """Of Gymnasium's own `make`; an environment without a limit gets one of 1000 steps, and it is said."""
+    spec = gym.envs.registration.EnvSpec("Endless-v0", "gymnasium.envs.mujoco.half_cheetah_v5:HalfCheetahEnv")
+    monkeypatch.setitem(gym.registry, "Endless-v0", spec)
+    with pytest.warns(UserWarning, match="Endless-v0 has no time limit: its episodes end after 1000 steps here"):
+        envs = {1000: make_env("Endless-v0")}
+    envs |= {3: make_env("Endless-v0", max_episode_steps=3), 7: make_env("Reacher-v5", max_episode_steps=7)}
+    for limit, env in (envs | {50: make_env("Reacher-v5", 0.5)}).items():
         env.reset(seed=0)
-        truncated = [env.step(idle(env))[3] for _ in range(limit)]
-        assert truncated == [False] * (limit - 1) + [True]
+        assert [env.step(idle(env))[3] for _ in range(limit)] == [False] * (limit - 1) + [True]
     with_x = make_env("Walker2d-v4", exclude_current_positions_from_observation=False)
     assert with_x.observation_space.shape == (18,) == with_x.reset()[0].shape
 
@@ -651,19 +641,6 @@ def test_make_env_says_in_one_line_what_is_wrong(tmp_path, env_id, arguments, me
     with pytest.raises(ValueError, match=message) as raised:
         make_env(env_id, **arguments)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 250
-
-
-def test_an_environment_without_a_time_limit_gets_one(monkeypatch):
-    """Of 1000 steps, and it is said; a limit that is asked for is kept."""
-    spec = gym.envs.registration.EnvSpec("Endless-v0", "gymnasium.envs.mujoco.half_cheetah_v5:HalfCheetahEnv")
-    monkeypatch.setitem(gym.registry, "Endless-v0", spec)
-    with pytest.warns(UserWarning, match="Endless-v0 has no time limit: its episodes end after 1000 steps here"):
-        env = make_env("Endless-v0")
-    env.reset()
-    assert [env.step(idle(env))[3] for _ in range(1000)] == [False] * 999 + [True]
-    env = make_env("Endless-v0", max_episode_steps=3)
-    env.reset()
-    assert [env.step(idle(env))[3] for _ in range(3)] == [False] * 2 + [True]
 
 
 def test_an_actuator_that_cannot_move_is_named(tmp_path):
@@ -743,15 +720,6 @@ def test_make_env_is_quiet(capfd):
 # Testing a policy in held-out domains --------------------------------------------------------------------
 
 
-def hopper(limit):  # with a limit of few steps some episodes of nod end by a fall, some by the limit
-    return make_env("Hopper-v4", max_episode_steps=limit)
-
-
-def nod(obs):
-    """A policy: some function of the observation, with values outside the action space too."""
-    return (1.5 * np.sin(3 * obs[:3] + obs[5:8])).astype(np.float32)
-
-
 def test_held_out_domains_are_always_the_same():
     """A longer list only continues; no draw comes twice, not even scaled to another level, nor in training."""
     env, joints, other = make_env("Hopper-v5"), make_env("Hopper-v5", init="joints"), make_env("Ant-v5", 0.3)
@@ -827,36 +795,31 @@ def test_a_moving_picture_has_a_row_for_each_label(tmp_path, capsys):
 # The command line ----------------------------------------------------------------------------------------
 
 
-def test_the_program_draws_what_randomisation_does(tmp_path, monkeypatch, capfd):
-    """The figure has curves of both ends of a range."""
-    from matplotlib.image import imread
-
-    monkeypatch.setattr(sys, "argv", "randomised_envs.py --env Walker2d-v4 --eps 0.5".split())
-    main()
-    out, err = capfd.readouterr()
-    assert err == "" and out == "figure: runs/domains-Walker2d-v4-eps0.5.png\n"
-    image = imread(tmp_path / "runs/domains-Walker2d-v4-eps0.5.png")[..., :3]
-    for colour in ((0.122, 0.467, 0.706), (0.839, 0.153, 0.157)):
-        assert np.all(np.abs(image - colour) < 0.02, axis=2).sum() > 1000
-
-
-def test_the_program_draws_where_actions_have_no_limits(monkeypatch, capfd):
-    """And with ranges of one's own, of an environment from another package."""
-    spec = gym.envs.registration.EnvSpec("my/Free-v0", Free, max_episode_steps=100)
-    monkeypatch.setitem(gym.registry, "my/Free-v0", spec)
-    monkeypatch.setattr(sys, "argv", "randomised_envs.py --env my/Free-v0 --ranges 9 .2 .2 .2 .1".split())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        main()
-    assert capfd.readouterr().out == "figure: runs/domains-my_Free-v0-eps0.5.png\n"
-
-
 class Free(HopperEnv):
     """Actions without limits."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.action_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+
+@pytest.mark.parametrize(("options", "name"), [
+    ("--env Walker2d-v4 --eps 0.5", "Walker2d-v4"), ("--env my/Free-v0 --ranges 9 .2 .2 .2 .1", "my_Free-v0"),
+])  # fmt: skip
+def test_the_program_draws_what_randomisation_does(tmp_path, monkeypatch, capfd, options, name):
+    """The figure has curves of both ends of a range, also for another package's environment with unlimited actions."""
+    from matplotlib.image import imread
+
+    spec = gym.envs.registration.EnvSpec("my/Free-v0", Free, max_episode_steps=100)
+    monkeypatch.setitem(gym.registry, "my/Free-v0", spec)
+    monkeypatch.setattr(sys, "argv", ["randomised_envs.py", *options.split()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        main()
+    assert capfd.readouterr() == (f"figure: runs/domains-{name}-eps0.5.png\n", "")
+    image = imread(tmp_path / f"runs/domains-{name}-eps0.5.png")[..., :3]
+    for colour in ((0.122, 0.467, 0.706), (0.839, 0.153, 0.157)):
+        assert np.all(np.abs(image - colour) < 0.02, axis=2).sum() > 1000
 
 
 def test_a_step_before_the_first_reset_is_refused_by_gymnasium():
