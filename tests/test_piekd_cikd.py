@@ -109,10 +109,10 @@ def test_distillation_the_ordinary_way(what):
     Two phases against .backward() and fresh optimisers of torch on copies; only what is taught changes.
     """
     student, teacher = learners(2)
-    buffer, args = memory(), settings(distil=what, distil_epochs=1, distil_lr=3e-4)
+    buffer, args = memory(), settings(distil=what, distil_epochs=1, distil_lr=2e-3)
     slow, before, teachers = copy.deepcopy(student), everything(student), everything(teacher)
     for phase in (0, 1):
-        optimisers = [torch.optim.Adam(network.parameters(), lr=3e-4) for network in (slow.actor, slow.critic)]
+        optimisers = [torch.optim.Adam(network.parameters(), lr=2e-3) for network in (slow.actor, slow.critic)]
         metrics = [[], []]
         for batch in minibatches_of_phase(buffer, args, np.random.default_rng(phase)):
             pair, inputs = normals(teacher.actor(batch.obs), slow.actor(batch.obs)), (batch.obs, batch.actions)
@@ -128,8 +128,8 @@ def test_distillation_the_ordinary_way(what):
         losses = distil(student, teacher, buffer, args, np.random.default_rng(phase))
         assert losses == pytest.approx([np.mean(each) if each else 0 for each in metrics], rel=1e-3)
         for name in ("actor", "critic"):
-            difference = flat(getattr(student, name)) - flat(getattr(slow, name))
-            assert difference.square().mean() < 1e-5**2  # not each: Adam's step is unsure where a gradient is tiny
+            fast, expected = (flat(getattr(learner, name)) for learner in (student, slow))
+            torch.testing.assert_close(fast, expected, rtol=0, atol=2e-4)
     taught = {"both": {"actor", "critic"}, "policy": {"actor"}, "critic": {"critic"}}[what]
     assert changed(before, everything(student)) == taught and changed(teachers, everything(teacher)) == set()
     teacher.zero_grad()
