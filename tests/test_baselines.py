@@ -247,6 +247,19 @@ def slow_ppo_loss(log_ratio, advantages, clip):
     return -total / len(log_ratio)
 
 
+def test_ppo_loss_is_the_clipped_surrogate():
+    """Eq. (7); and where a step has gone too far the gradient is zero, elsewhere -ratio * advantage / N."""
+    torch.manual_seed(0)
+    log_ratio, advantages = (0.4 * torch.randn(200)).requires_grad_(), torch.randn(200)
+    loss = ppo_loss(log_ratio, advantages, 0.2)
+    assert loss.item() == pytest.approx(slow_ppo_loss(log_ratio, advantages, 0.2), rel=1e-5)
+    loss.backward()
+    ratio = log_ratio.detach().exp()
+    stopped = ((ratio > 1.2) & (advantages > 0)) | ((ratio < 0.8) & (advantages < 0))
+    assert stopped.any() and not log_ratio.grad[stopped].any()
+    torch.testing.assert_close(log_ratio.grad[~stopped], (-ratio * advantages / 200)[~stopped])
+
+
 def test_columns_of_shape_n_by_1_are_refused():
     """(N, 1) against (N,) would broadcast to (N, N), and train on nonsense without a word."""
     for loss in (lambda a, b: ppo_loss(a, b, 0.2), value_loss):

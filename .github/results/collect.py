@@ -45,14 +45,13 @@ def rows_of(run: SavedRun):
     """A row for each evaluation."""
     log, test = run.table("log.csv"), run.table("eval.csv")
     last = max(1, len(np.unique(log["step"])) // 20)
+    columns = ("training_return", 1, "return"), ("entropy", 3, "entropy")
+    curves = [(*each, run.training_curve(name, rows=last)) for *each, name in columns if name in log.dtype.names]
     commit = subprocess.run(["git", "-C", run.path, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     by_agent = np.array([run.test_curve(0.0, agent)[1] for agent in np.unique(test["agent"])])  # (agents, evaluations)
     for index, step in enumerate(np.unique(test["step"])):
         row = {"command": command_of(run), "commit": commit.stdout.strip(), "step": int(step)}
-        for column, name, digits in (("training_return", "return", 1), ("entropy", "entropy", 3)):
-            if name in log.dtype.names:
-                steps, values = run.training_curve(name, rows=last)
-                row[column] = f"{values[steps == step][0]:.{digits}f}"
+        row |= {column: f"{values[steps == step][0]:.{digits}f}" for column, digits, (steps, values) in curves}
         if "best_return" in log.dtype.names:
             row["best_episode"] = f"{np.nanmax(log['best_return'][log['step'] <= step]):.1f}"
         if by_agent.size and len(by_agent) > 1:
