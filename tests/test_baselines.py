@@ -103,6 +103,20 @@ def test_a_time_limit_is_worth_the_future_and_a_death_nothing(gae_lambda):
     np.testing.assert_allclose(gae(*data, 0.9, gae_lambda), slow_gae(*data, 0.9, gae_lambda), rtol=1e-12)
 
 
+def test_gae_by_hand():
+    """Two steps by hand: rewards 2, 4; values 1, 3; next values 3, 8; gamma = lambda = 1/2.
+    delta_1 = 4 - 3 = 1 where it died, 4 + .5 * 8 - 3 = 5 where it was cut; delta_0 = 2 + .5 * 3 - 1 = 2.5.
+    """
+    data = np.array([2.0, 4.0]), np.array([1.0, 3.0]), np.array([3.0, 8.0])
+    for terminated, ends, expected in (
+        ([False, True], [False, True], [2.5 + 0.25 * 1, 1]),
+        ([False, False], [False, True], [2.5 + 0.25 * 5, 5]),
+        ([False, False], [True, True], [2.5, 5]),
+        ([True, True], [True, True], [2 - 1, 1]),
+    ):
+        assert gae(*data, np.array(terminated), np.array(ends), 0.5, 0.5).tolist() == expected
+
+
 def test_discounted_sums():
     """By the definition: a sum over the past of the episode."""
     rewards, ends = np.random.default_rng(0).normal(size=50), np.arange(50) % 13 == 12
