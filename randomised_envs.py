@@ -50,6 +50,7 @@ You should know
 import argparse
 import copy
 import dataclasses
+import math
 import numbers
 import os
 import warnings
@@ -177,9 +178,8 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if env.data.time < due:  # MuJoCo has reset it, and with it all forces
             warnings.warn("the simulation became unstable and began anew: try a shorter time step", stacklevel=2)
             self._blow()
-        if not abs(reward + obs.dot(obs)) < np.inf:  # which is so of NaN, too
-            where = f"{env}, {env.data.time:g} s into an episode in {self.domain}"
-            raise FloatingPointError(f"the environment's reward, {reward}, or observation is not finite: {where}")
+        if not math.isfinite(reward + obs.dot(obs)):
+            raise FloatingPointError(f"environment's reward, {reward}, or observation not finite: {env}, {self.domain}")
         info["domain"] = self.domain
         return obs, reward, terminated, truncated, info
 
@@ -201,10 +201,10 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         env, (cinert, saved) = self._inner, self._cinert
         if self.domain.mass == 1.0:
             return type(env)._get_obs(env)
-        np.copyto(saved, cinert)
+        saved[:] = cinert
         np.divide(cinert, self.domain.mass, out=cinert)
         obs = type(env)._get_obs(env)
-        np.copyto(cinert, saved)
+        cinert[:] = saved
         return obs
 
     def _enter(self, domain):
