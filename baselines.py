@@ -1474,7 +1474,7 @@ def save_figure(figure, title: str, path: Path):
     """Put title and legends (below the panels, where they cover no data) on the figure, and write it."""
     for axis in figure.axes:
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8)
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8, handlelength=4)
     figure.suptitle(title, fontsize=10, wrap=True)
     figure.savefig(path, dpi=150)
     print(f"figure: {path}")

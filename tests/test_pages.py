@@ -122,17 +122,17 @@ def test_effects_by_hand(tmp_path, monkeypatch, capsys):
             writer.writerow({"command": f"python p2pdrl.py {options} --seed {seed}", "training_return": value})
     runs = tables["load"](tmp_path / "mine.csv")
     arms = " --method mine", ""
-    pairs = [tuple(frozenset(f"p2pdrl.py --env {env}{arm}".split(" --")) for arm in arms) for env in "ABC"]
+    pairs = {env: tuple(frozenset(f"p2pdrl.py --env {env}{arm}".split(" --")) for arm in arms) for env in "ABC"}
     found = tables["effects"](runs, pairs, "training_return")
-    assert [each.tolist() for each in found] == [[20, 50, 80], [-10, 40, -60]]
+    assert {env: each.tolist() for env, each in found.items()} == {"A": [20, 50, 80], "B": [-10, 40, -60]}
     mean, low, high = tables["interval"](found)
     rng = np.random.default_rng(1)  # the slow way: draw seeds anew within each task, again and again
-    means = [np.mean([np.mean(rng.choice(task, 3)) for task in found]) for _ in range(20000)]
+    means = [np.mean([np.mean(rng.choice(task, 3)) for task in found.values()]) for _ in range(20000)]
     assert mean == 20 and np.allclose((low, high), np.percentile(means, (2.5, 97.5)), atol=2)
     monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path / "mine.csv"), "--method mine", ""])
     tables["main"]()
     effect = f"training       +20 % [{round(low):+d}, {round(high):+d}]"
-    assert capsys.readouterr().out == f"{effect:39}2 tasks of 3 seeds\n"
+    assert capsys.readouterr().out == f"{effect:39}env A, p2pdrl.py, env B, p2pdrl.py, 3 seeds\n"
 
 
 @pytest.mark.parametrize(("values", "more", "as_good"), [
@@ -141,8 +141,8 @@ def test_effects_by_hand(tmp_path, monkeypatch, capsys):
 ])  # fmt: skip
 def test_the_verdict_follows_from_the_interval(values, more, as_good):
     """Three seeds at each end of the interval and none between: it reaches from end to end."""
-    tasks = [np.repeat(np.array(values, float), 2)]
+    tasks = {"A": np.repeat(np.array(values, float), 2)}
     _, low, high = tables["interval"](tasks)
     assert (low, high) == values
     assert [tables["verdict"](kind, tasks) for kind in ("more", "as good")] == [more, as_good]
-    assert tables["verdict"]("more", []) == "not tested"
+    assert tables["verdict"]("more", {}) == "not tested"

@@ -46,7 +46,7 @@ ARMS = {
     "P2PDRL": "", "P2PDRL at PPO's rate": "--learning-rate 0.0003", "no distillation": "--alpha 0.0", "DnC": "--method dnc",
     "PPO": "--method ppo", "PPO at P2PDRL's rate": "--method ppo --learning-rate 0.0001", "Distral": "--method distral",
     "workshop's PPO": "--method ppo-union", "Distributed PPO": "--method distributed-ppo", "self-KL": "--method self-kl",
-    "DPD": "", "DPD with 320 steps": "--distil-steps 320", "equal weights": "--weighting none",
+    "DPD": "", "DPD, 320 distillation steps": "--distil-steps 320", "equal weights": "--weighting none",
     "one learner": "--method vanilla", "PIEKD": "", "ensemble": "--method ensemble",
 }  # fmt: skip
 
@@ -71,25 +71,25 @@ def values(rows: dict[int, dict], quantity: str) -> dict[int, float]:
     return {seed: np.mean([float(each) for each in columns]) for seed, columns in found.items() if all(columns)}
 
 
-def effects(runs, pairs: list[tuple[frozenset, frozenset]], quantity: str) -> list[np.ndarray]:
-    """For each task with three seeds or more: the differences of its pairs of runs, in per cent. (seeds,)"""
-    tasks = []
-    for ours, theirs in pairs:
+def effects(runs, pairs: dict[str, tuple[frozenset, frozenset]], quantity: str) -> dict[str, np.ndarray]:
+    """By task, if it has three seeds or more: the differences of its pair of runs, in per cent. (seeds,)"""
+    tasks = {}
+    for where, (ours, theirs) in pairs.items():
         ours, theirs = (values(runs.get(each, {}), quantity) for each in (ours, theirs))
         if len(seeds := sorted(ours.keys() & theirs.keys())) >= 3:
             mean = np.mean([theirs[seed] for seed in seeds])
-            tasks.append(np.array([100 * (ours[seed] - theirs[seed]) / mean for seed in seeds]))
+            tasks[where] = np.array([100 * (ours[seed] - theirs[seed]) / mean for seed in seeds])
     return tasks
 
 
-def interval(tasks: list[np.ndarray], draws: int = 10000) -> tuple[float, float, float]:
+def interval(tasks: dict[str, np.ndarray], draws: int = 10000) -> tuple[float, float, float]:
     """Mean over tasks, and the ends of its 95 % interval, stratified by task."""
     rng = np.random.default_rng(0)
-    means = [task[rng.integers(len(task), size=(draws, len(task)))].mean(1) for task in tasks]
-    return np.mean([task.mean() for task in tasks]), *np.percentile(np.mean(means, 0), (2.5, 97.5))
+    means = [task[rng.integers(len(task), size=(draws, len(task)))].mean(1) for task in tasks.values()]
+    return np.mean([task.mean() for task in tasks.values()]), *np.percentile(np.mean(means, 0), (2.5, 97.5))
 
 
-def verdict(kind: str, tasks: list[np.ndarray]) -> str:
+def verdict(kind: str, tasks: dict[str, np.ndarray]) -> str:
     """Of a claim that the first arm has `more`, or is `as good`."""
     if not tasks:
         return "not tested"
@@ -99,7 +99,7 @@ def verdict(kind: str, tasks: list[np.ndarray]) -> str:
     return "reversed" if high < 0 else "level" if -10 < low and high < 10 else "undecided"
 
 
-def effect_cell(tasks: list[np.ndarray]) -> str:
+def effect_cell(tasks: dict[str, np.ndarray]) -> str:
     """Bold where the interval lies on one side of 0."""
     if not tasks:
         return ""
@@ -108,25 +108,25 @@ def effect_cell(tasks: list[np.ndarray]) -> str:
     return f"{bold}{round(mean):+d} %{bold} [{round(low):+d}, {round(high):+d}]"
 
 
-def basis(tasks: list[np.ndarray]) -> str:
-    seeds = "-".join(sorted({str(len(task)) for task in tasks}))
-    return f"{len(tasks)} task{'s' * (len(tasks) > 1)} of {seeds} seeds" if tasks else ""
+def basis(tasks: dict[str, np.ndarray]) -> str:
+    """How many tasks, or which, and how many seeds of each."""
+    seeds = "-".join(sorted({str(len(task)) for task in tasks.values()}))
+    return f"{', '.join(tasks) if len(tasks) < 3 else f'{len(tasks)} tasks'}, {seeds} seeds" if tasks else ""
 
 
-def pairs_of(spec: str) -> list[tuple[frozenset, frozenset]]:
-    """From `ours - theirs: task, task`."""
+def pairs_of(spec: str) -> dict[str, tuple[frozenset, frozenset]]:
+    """By task, the runs to compare. spec: `ours - theirs: task; task`."""
     arms, tasks = spec.split(": ")
-    return [tuple(run_of(where, arm) for arm in arms.split(" - ")) for where in tasks.split("; ")]
+    return {where: tuple(run_of(where, arm) for arm in arms.split(" - ")) for where in tasks.split("; ")}
 
 
 def effects_table(runs, columns: list[str], lines: list[str]) -> list[list[str]]:
     """lines: `ours - theirs: task; task`. The verdict is on the last column: have ours more of it?"""
-    table = [["", *columns, "on", "ahead?"]]
+    table = [["", *columns, "on", f"first ahead ({columns[-1]})?"]]
     for line in lines:
-        arms, where = line.split(": ")
         found = [effects(runs, pairs_of(line), column) for column in columns]
-        on = basis(found[-1]) if ";" in where else where
-        table.append([arms.replace(" - ", " minus "), *map(effect_cell, found), on, verdict("more", found[-1])])
+        arms = line.split(": ")[0].replace(" - ", " minus ")
+        table.append([arms, *map(effect_cell, found), basis(found[-1]), verdict("more", found[-1])])
     return table
 
 
@@ -181,8 +181,8 @@ def draw_levels(runs, name: str, arms: list[str], baseline: str, tasks: list[str
     for index, (arm, colour, style) in enumerate(zip(arms, COLOURS, STYLES)):
         pairs, look = pairs_of(f"{arm} - {baseline}: {'; '.join(tasks)}"), {"color": colour, "linestyle": style}
         mean, low, high = 100 + np.array([interval(effects(runs, pairs, column)) for column in columns]).T
-        places = np.array(LEVELS) + 0.008 * index  # so that intervals stand side by side
-        left.errorbar(places, mean, (mean - low, high - mean), capsize=3, marker="o", label=arm, **look)
+        places = np.array(LEVELS) + 0.012 * (index - 1.5)  # so that intervals stand side by side
+        left.errorbar(places, mean, (mean - low, high - mean), capsize=3, marker="o", markersize=4, label=arm, **look)
         for axis, task in zip(others, tasks):
             means = [np.mean([*values(runs[run_of(task, arm)], column).values()]) for column in columns]
             axis.plot(LEVELS, means, marker=".", **look)
@@ -197,7 +197,8 @@ def main():
     runs = load(rows)
     if arms:
         ours, theirs = (frozenset(f" {arm}".split(" --")[1:]) for arm in arms)
-        pairs = [(each, each - ours | theirs) for each in runs if ours <= each and each - ours | theirs != each]
+        pairs = {", ".join(sorted(each - ours)): (each, each - ours | theirs) for each in runs if ours <= each}
+        pairs = {where: (each, other) for where, (each, other) in pairs.items() if each != other}
         for quantity in QUANTITIES:
             if tasks := effects(runs, pairs, quantity):
                 print(f"{quantity:15}{effect_cell(tasks).replace('**', ''):24}{basis(tasks)}")
