@@ -566,7 +566,8 @@ def figure_5(args):
     found = {method: runs for method, runs in find_runs(args, "p2pdrl", COMPARED).items() if runs}
     figure, axes = new_figure(columns=2, rows=len(found))
     envs, domains = make_envs(args, args.threads), min(args.eval_domains, 10)  # more would take hours
-    for row, (method, runs) in enumerate(found.items()):
+    planes = {}
+    for method, runs in found.items():
         steps = runs[0].steps()
         if len(steps) < 3:
             fail(f"{runs[0].path} kept no policy between its first and its last: --evaluations 2 or more")
@@ -574,23 +575,22 @@ def figure_5(args):
         actors = [load_actors(runs[0], step)[0] for step in (steps[0], middle, steps[-1])]
         origin = folded(actors[0])
         along, across, corners = plane_through(*map(folded, actors))
-        margin = 0.25 * (corners.max(0) - corners.min(0))
-        x, y = (np.linspace(low, high, 13) for low, high in zip(corners.min(0) - margin, corners.max(0) + margin))
+        ends = zip(corners.min(0), corners.max(0))  # and a quarter beyond
+        x, y = (np.linspace(1.25 * low - 0.25 * high, 1.25 * high - 0.25 * low, 13) for low, high in ends)
         policies = dict(enumerate(unfolded(origin + a * along + b * across, actors[-1]) for b in y for a in x))
         print(f"{method}: playing {len(policies)} policies in {2 * domains} domains each")
         rows = evaluate(envs, policies, (args.eps_tr, EPS_TEST), domains)
-        returns = np.array([each["return"] for each in rows]).reshape(len(y), len(x), 2, domains).mean(3)
-        levels = np.linspace(min(0, returns.min()), returns.max(), 11)
-        for column, eps in enumerate((args.eps_tr, EPS_TEST)):
-            axis = axes[2 * row + column]
+        planes[method] = x, y, corners, np.reshape([each["return"] for each in rows], (13, 13, 2, domains)).mean(3)
+    everywhere = np.array([returns for *_, returns in planes.values()])
+    levels = np.linspace(min(0, everywhere.min()), everywhere.max(), 11)
+    for row, (method, (x, y, corners, returns)) in enumerate(planes.items()):
+        for column, (axis, eps) in enumerate(zip(axes[2 * row :], (args.eps_tr, EPS_TEST))):
             surface = axis.contourf(x, y, returns[:, :, column], levels=levels)
-            figure.colorbar(surface, ax=axis, label="return, deterministic policy")
             axis.plot(*corners.T, "o:", color="white", markeredgecolor="black")
             for corner, name in zip(corners, ("$w_1$", "$w_2$", "$w_3$")):
-                box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
-                axis.annotate(name, corner, xytext=(5, 7), textcoords="offset points", bbox=box)
-            axis.set(title=f"{method}, held-out domains, eps = {eps:g}", ylabel="across")
-            axis.set_xlabel("distance in parameter space, along $w_1 w_2$")
+                axis.annotate(name, corner, xytext=(5, 7), textcoords="offset points", bbox={"color": "white"})
+            axis.set(title=f"{method}, eps_te = {eps:g}", xlabel="parameters, along $w_1 w_2$", ylabel="across")
+    figure.colorbar(surface, ax=axes, label="return, deterministic policy")
     points = f"$w_1$ initial, $w_2$ after {middle:,} steps, $w_3$ after {steps[-1]:,}"
     return figure, f"{args.env}, one seed, mean of {domains} domains; {points}"
 

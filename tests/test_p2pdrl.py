@@ -544,20 +544,21 @@ def test_the_plane_goes_through_its_three_points():
 
 
 def test_figure_5_takes_the_policy_at_40_per_cent(monkeypatch):
-    """Of the steps kept, the nearest; 13 x 13 policies at two levels, in ten held-out domains of each."""
+    """Of the steps kept, the nearest; 13 x 13 policies at two levels, in ten held-out domains of each; one scale."""
     policies = {step: [hopper_actor(step)] for step in (4, 100, 180, 300, 400)}
-    run_by_hand(0, 0, policies, method="ppo", eval_domains=100)
+    for method in ("ppo", "p2pdrl"):
+        run_by_hand(0, 0, policies, method=method, eval_domains=100)
     asked = []
 
     def evaluate(envs, policies, levels, number):
         asked.append((len(policies), levels, number))
-        return [{"return": 1.0 + i} for i in range(len(policies) * len(levels) * number)]
+        return [{"return": len(asked) + i} for i in range(len(policies) * len(levels) * number)]
 
     monkeypatch.setattr(p2pdrl, "evaluate", evaluate)
     axes, title = drawn("5", eval_domains=100)
-    assert "after 180 steps" in title and asked == [(169, (0.2, 0.5), 10)]
-    titles = [axis.get_title() for axis in axes[:2]]
-    assert titles == ["ppo, held-out domains, eps = 0.2", "ppo, held-out domains, eps = 0.5"]
+    assert "after 180 steps" in title and asked == [(169, (0.2, 0.5), 10)] * 2
+    assert [axis.get_title() for axis in axes[:2]] == ["ppo, eps_te = 0.2", "ppo, eps_te = 0.5"]
+    assert len({tuple(axis.collections[0].levels) for axis in axes[:4]}) == 1
 
 
 def test_figure_8_is_entropy_against_test_return_and_variance_over_steps():
