@@ -52,8 +52,8 @@ You should know
   the policy that collected the data is the policy in the ratio's denominator. SAC has none.
 * PPO divides rewards by the running standard deviation of the discounted return, and never shifts them: shifting
   would change which behaviour is best wherever episodes can end early. DDPG and SAC take them as they are.
-* Initial weights come from torch's generator, all other random numbers from numpy generators keyed by seed, agent,
-  iteration (or episode) and use. So a run needs no hidden state to be resumed bit by bit, and the number of threads
+* Torch's generator draws the initial weights; numpy generators keyed by seed, agent, counter (iteration, episode, ...)
+  and use draw everything else. So a run resumes bit for bit without any saved generator, and the number of threads
   cannot change it.
 """
 
@@ -103,11 +103,11 @@ class RunArgs:
     eval_domains: int = 10  # held-out domains for each level, one episode in each
 
     # run
-    seed: int = 0  # of everything random
+    seed: int = 0  # seed of all random numbers
     seeds: tuple[int, ...] = ()  # several seeds, each in a process of its own
     jobs: int = 2  # seeds to run in parallel
     threads: int = 0  # threads of one run; 0: one for each core
-    device: Literal["cpu", "cuda"] = "cpu"  # of the networks
+    device: Literal["cpu", "cuda"] = "cpu"  # where the networks are
     compile: bool = True  # compile the gradient steps where a C++ compiler is found
     checkpoint_every: int = 10  # iterations (rows of the log) between checkpoints
     runs: str = "runs"  # folder of all runs
@@ -116,7 +116,7 @@ class RunArgs:
     # instead of training
     figure: str = ""  # draw this figure from the finished runs with these arguments
     watch: str = ""  # a run's folder: show its policies in a window
-    gif: tuple[str, ...] = ()  # runs' folders: a moving picture, a row for each, held-out domains of the last eps_te
+    gif: tuple[str, ...] = ()  # run folders: save a GIF, a row per run, at --eps-te if one level, else at its eps_tr
 
     def left_open(self) -> dict:
         """The values of options whose default is None: they depend on other options."""
@@ -129,7 +129,7 @@ class SharedArgs(RunArgs):
     algo: Literal["ppo", "ddpg", "sac"] = "ppo"  # each has options of its own: see --algo sac --help
     env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment
     eps_tr: float = 0.0  # randomisation level in training, in [0, 1]; a new domain for each iteration (PPO) or episode
-    total_steps: int = 1_000_000  # environment steps; with more a run begins anew
+    total_steps: int = 1_000_000  # environment steps; another number is another run
     gamma: float = 0.99  # discount factor
     evaluations: int = 4  # evenly spaced over training, the last one at its end
 
@@ -142,14 +142,14 @@ class SharedArgs(RunArgs):
 @dataclasses.dataclass
 class PPOArgs(SharedArgs):
     # PPO
-    learning_rate: float = 3e-4  # Adam's
+    learning_rate: float = 3e-4  # learning rate of Adam
     steps_per_iteration: int = 2048  # environment steps between updates
     epochs: int = 10  # passes over an iteration's data
     minibatches: int = 32  # for each epoch
     initial_std: float = 1.0  # standard deviation of the actions at the start, in each dimension
-    clip: float = 0.2  # of Eq. (7)
-    gae_lambda: float = 0.95  # of Eq. (11)
-    max_grad_norm: float = 0.5  # gradients are scaled down to this norm
+    clip: float = 0.2  # clip range of the probability ratio, Eq. (7)
+    gae_lambda: float = 0.95  # lambda of the advantage estimate, Eq. (11)
+    max_grad_norm: float = 0.5  # clip each network's gradient to this norm
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -248,8 +248,8 @@ def ppo_losses(actor, critic, batch, args):
 class PPOAgent(nn.Module):
     """Actor, critic, their optimiser, and the running scale of this agent's rewards."""
 
-    # Eq. (7), negated; Eq. (9), in units of scaled reward, squared; of the actions, mean over their dimensions;
-    # KL(old || new) of this iteration's steps, estimated from the sampled actions; share of steps that are clipped
+    # Eq. (7), negated; the critic's loss, in squared units of scaled reward; log std, mean over action dimensions;
+    # KL(old || new) of this iteration's steps, estimated from the actions; share of ratios outside [1 - clip, 1 + clip]
     METRICS = "surrogate", "value_loss", "log_std", "approx_kl", "clip_fraction"
 
     def __init__(self, actor: nn.Module, critic: nn.Module, args):
@@ -336,15 +336,15 @@ def ppo(args):
 @dataclasses.dataclass
 class DDPGArgs(SharedArgs):
     # DDPG
-    actor_learning_rate: float = 1e-4  # Adam's
-    critic_learning_rate: float = 1e-3  # Adam's
+    actor_learning_rate: float = 1e-4  # learning rate of Adam
+    critic_learning_rate: float = 1e-3  # learning rate of Adam
     critic_decay: float = 1e-2  # L2 regularisation of the critic's hidden weights
     tau: float = 0.01  # target update rate
     batch_size: int = 64  # transitions for an update
     buffer_size: int = 1_000_000  # transitions that are remembered
     updates: int = 50  # for every 100 steps
     warm_up: int = 10_000  # steps with random actions at the beginning
-    noise: float = 0.2  # RMS change of the action by noise on the actor's weights, as a fraction of its range
+    noise: float = 0.2  # target RMS change of the action under noise on the weights, as a fraction of its limit
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ class DDPGArgs(SharedArgs):
 
 
 def relu_network(inputs: int, outputs: int) -> nn.Sequential:
-    """Three hidden layers of 64 ReLU, each normalised. The last weights are small: the first outputs are near zero.
+    """Three hidden layers of 64 ReLU, each normalised. The last weights are small: initial outputs are near 0.
 
     Ours: layer normalisation, as in OpenAI's baselines. Without it one seed in four never learned to run, whichever
     noise it had: the L2 regularisation shrank the critic's hidden weights for good. With it all that were tried did.
@@ -404,7 +404,7 @@ def ddpg_targets(target_actor, target_critic, batch, gamma):                    
 
 
 def ddpg_critic_loss(critic, batch, targets, decay):                                                     # Eq. (4)
-    """Mean square error, and half the squares of the hidden layers' weights."""
+    """Mean squared error, and the L2 penalty: decay / 2 times the sum of squared weights of the hidden layers."""
     values = critic(batch.obs, batch.actions)
     assert values.shape == targets.shape
     weights = [layer.weight for layer in critic.net[:-1] if isinstance(layer, nn.Linear)]
@@ -432,7 +432,7 @@ def ddpg_losses(agent, batch, args):
 class DDPGAgent(nn.Module):
     """Actor, critic, their target networks, one normaliser for all four, their optimiser, and the way to explore."""
 
-    METRICS = "critic_loss", "value"  # Eq. (4); Q(s, mu(s))
+    METRICS = "critic_loss", "value"  # Eq. (4) and the L2 penalty; mean of Q(s, mu(s))
 
     def __init__(self, actor: nn.Module, critic: nn.Module, args):
         super().__init__()
@@ -509,7 +509,7 @@ def ddpg(args):
 @dataclasses.dataclass
 class SACArgs(SharedArgs):
     # SAC
-    learning_rate: float = 3e-4  # Adam's
+    learning_rate: float = 3e-4  # learning rate of Adam
     tau: float = 0.005  # target update rate
     batch_size: int = 256  # transitions for an update
     buffer_size: int = 1_000_000  # transitions that are remembered
@@ -655,9 +655,9 @@ class SACAgent(nn.Module):
     def update(self, minibatch: Transitions, noise: torch.Tensor, args, pool: ThreadPoolExecutor):
         """One step of everything that learns, and of the target critic after it; the metrics.
 
-        noise: (2, N, act) standard normal. Ours: all gradients are taken where the parameters are before the update
-        (elsewhere the actor's goes through the new critic). So a thread of the pool can take one half of the work:
-        faster than two threads that share each matrix product, and bit-identical.
+        noise: (2, N, act) standard normal. Ours: both halves take their gradients at the old parameters (in other
+        implementations the actor's goes through the new critic). So a thread of the pool can do one half: faster
+        than two threads that share each matrix product, and bit-identical to a single thread.
         """
         critic_half = functools.partial(self.critic_optimiser.compute, sac_critic_half, self, minibatch, noise[0], args)
         actor_half = functools.partial(self.actor_optimiser.compute, sac_actor_half, self, minibatch.obs, noise[1])
@@ -963,22 +963,22 @@ def gae(rewards, values, next_values, terminated, ends, gamma: float, gae_lambda
 
 
 def make_envs(args, number: int, **kwargs) -> list[RandomisedEnv]:
-    """`number` environments of the kind that `args` names; whatever is wrong with it ends the program in one line."""
-    kwargs |= {"xml_file": os.path.abspath(args.xml_file)} if args.xml_file else {}
+    """`number` environments as `args` says (0: one for each core). What is wrong ends the program in one line."""
+    kwargs |= {"ranges": args.ranges} | ({"xml_file": os.path.abspath(args.xml_file)} if args.xml_file else {})
     try:
-        return [make_env(args.env, args.eps_tr, args.init, ranges=args.ranges, **kwargs) for _ in range(number)]
+        return [make_env(args.env, args.eps_tr, args.init, **kwargs) for _ in range(number or cores())]
     except ValueError as error:
         fail(str(error))
 
 
 def steps_per_agent(args, agents: int) -> int:
-    """PPO's steps of each agent in an iteration: whole minibatches, rounded down, which is said."""
+    """PPO's steps of each agent in an iteration, rounded down to whole minibatches; says so if any are dropped."""
     minibatch = args.steps_per_iteration // agents // args.minibatches
     if minibatch < 2:
         fail("a minibatch needs at least two steps: fewer --minibatches, or more --steps-per-iteration")
     steps = minibatch * args.minibatches
     if steps * agents != args.steps_per_iteration:
-        print(f"note: {steps} steps for each agent in an iteration, {steps * agents} in all: minibatches are equal")
+        print(f"note: {steps} steps for each agent in an iteration, {steps * agents} in all, for equal minibatches")
     return steps
 
 
@@ -1044,7 +1044,7 @@ class Stream:
     def __init__(self, env: RandomisedEnv, args, agent: int):
         self.env, self.key, self.action_scale = env, (args.seed, agent), env.action_space.high
         if not (np.array_equal(env.action_space.low, -self.action_scale) and np.isfinite(self.action_scale).all()):
-            fail(f"DDPG and SAC need limits of actions that are symmetric about 0, but have {env.action_space}")
+            fail(f"DDPG and SAC need finite limits of actions, symmetric about 0, not those of {env.action_space}")
         self.episode, self.last_return = 0, math.nan
         self._begin()
         sizes = len(self.obs), len(self.action_scale), min(args.buffer_size, args.total_steps)
@@ -1121,7 +1121,7 @@ def launch(Args: type, train, figures: dict, load_policies):
 
 
 def number_between(kind: type, least: float, most: float):
-    """What makes a number of an option's text, of this kind and between these limits. 2e6 and 2_000_000 are whole."""
+    """An argparse type: a number of this kind within these limits. 2e6 and 2_000_000 count as integers."""
 
     def number(text: str):
         if not (least <= float(text) <= most and kind(float(text)) == float(text)):
@@ -1194,7 +1194,7 @@ def run_seeds(args):
 # Plumbing: a run's folder with config.json, log.csv, eval.csv, checkpoint.pt, figure.png
 # =========================================================================================================
 
-# Options that change no result are not in a folder's name. (device and compile do in the last bits.)
+# Not among a folder name's options: env and seed (named anyway), and what changes no result beyond the last bits.
 NOT_IN_NAME = {"env", "seed", "seeds", "jobs", "threads", "device", "compile", "checkpoint_every", "runs", "overwrite",
                "figure", "watch", "gif"}  # fmt: skip
 
@@ -1411,7 +1411,7 @@ class SavedRun:
             tested[agent_name(agent)] = [(test[x][test["agent"] == agent], test["return"][test["agent"] == agent])]
         plot_lines(left, trained, STEPS, "return", seeds=False)
         plot_lines(right, tested, xlabel, "return", seeds=False, marker="o", markersize=4)
-        left.set_title("training domains, sampled actions, mean of 20 rows")
+        left.set_title("training domains, with exploration, mean of 20 rows")
         right.set_title("held-out domains, deterministic policy")
         save_figure(figure, f"{self.path.name}\nright: 95 % bootstrap interval of the mean", self.path / "figure.png")
 

@@ -31,7 +31,7 @@ Commands (two cores)
     python dpd.py --env HalfCheetah-v4 --total-steps 3e5                       # five minutes, returns of 1600 to 3700
     python dpd.py --env HalfCheetah-v4 --figure table-1                        # Table 1, from the finished runs
 
-To use it elsewhere, copy dpd.py, baselines.py and randomised_envs.py.
+To use it elsewhere, copy dpd.py, baselines.py and randomised_envs.py. "Ours": not in the paper.
 """
 
 import math
@@ -59,11 +59,11 @@ PAPER = {  # what is used where the option is not given, by base: Sec. 4.2; Ours
 @dataclass
 class Args(RunArgs):
     # learners
-    env: str = "HalfCheetah-v4"  # a Gymnasium MuJoCo environment; Ours: the paper's v2 need a MuJoCo of their time
+    env: str = "HalfCheetah-v4"  # a Gymnasium MuJoCo environment; Ours: v4, as the paper's v2 needs mujoco-py
     base: Literal["ddpg", "ppo"] = "ddpg"  # what each learner does apart from distillation
     method: Literal[tuple(LEARNERS)] = "dpd"  # two learners, or one with the same total of steps
     eps_tr: float = 0.0  # Ours: randomisation level in training, in [0, 1]; each learner has domains of its own
-    total_steps: int = 1_000_000  # environment steps, summed over learners; with more a run begins anew
+    total_steps: int = 1_000_000  # environment steps, summed over learners; another number is another run
     gamma: float = 0.99  # discount factor
     evaluations: int = 4  # evenly spaced over training, the last one at its end
 
@@ -72,19 +72,19 @@ class Args(RunArgs):
     weighting: Literal["exp", "hard", "none"] = "exp"  # of states: Eq. (11), Eq. (9), or all alike
     distil_lr: float | None = None  # Adam's; if not given, the paper's, 1e-4 for DDPG and 1e-5 for PPO
     distil_batch: int | None = None  # states of a minibatch; if not given, the paper's, 64 for DDPG and 256 for PPO
-    distil_window: int = 1000  # states are drawn from so many latest steps of the peer (PPO: this iteration's at most)
-    distil_steps: int = 1  # PPO: minibatches for each iteration; DDPG has one for each of its updates
+    distil_window: int = 1000  # draw states from this many of the peer's latest steps (PPO: at most this iteration's)
+    distil_steps: int = 1  # PPO: distillation steps per iteration; DDPG: ignored, one per gradient step
 
     # DDPG
-    actor_learning_rate: float = 1e-4  # Adam's
-    critic_learning_rate: float = 1e-3  # Adam's
+    actor_learning_rate: float = 1e-4  # learning rate of Adam
+    critic_learning_rate: float = 1e-3  # learning rate of Adam
     critic_decay: float = 1e-2  # L2 regularisation of the critic's hidden weights
     tau: float = 0.01  # target update rate
     batch_size: int = 64  # transitions for an update
     buffer_size: int = 1_000_000  # transitions that each learner remembers
     updates: int = 50  # for every 100 steps of a learner
     warm_up: int = 10_000  # Ours: steps of each learner with random actions at the beginning
-    noise: float = 0.2  # RMS change of the action by noise on the actor's weights, as a fraction of its range
+    noise: float = 0.2  # target RMS change of the action under noise on the weights, as a fraction of its limit
 
     # PPO
     learning_rate: float = 3e-4  # Adam's; Ours: constant, where OpenAI's baselines let it fall to 0
@@ -94,7 +94,7 @@ class Args(RunArgs):
     initial_std: float = 1.0  # standard deviation of the actions at the start, in each dimension
     clip: float = 0.2  # of the probability ratio; Ours: values are not clipped
     gae_lambda: float = 0.95  # of the advantage estimate
-    max_grad_norm: float = 0.5  # gradients are scaled down to this norm; Ours: actor's and critic's by themselves
+    max_grad_norm: float = 0.5  # clip gradients to this norm; Ours: actor's and critic's separately
 
     def left_open(self) -> dict:
         """See RunArgs."""
@@ -107,7 +107,7 @@ class Args(RunArgs):
 
 
 def relu_network(inputs: int, outputs: int) -> nn.Sequential:
-    """Three hidden layers of 64 ReLU, each normalised (Ours, as in OpenAI's baselines). The first outputs are small."""
+    """Three hidden layers of 64 ReLU, each normalised (Ours, as in OpenAI's baselines). Initial outputs are near 0."""
     sizes = (inputs, 64), (64, 64), (64, 64)
     layers = [layer for size in sizes for layer in (nn.Linear(*size), nn.LayerNorm(64), nn.ReLU())]
     net = nn.Sequential(*layers, nn.Linear(64, outputs))
@@ -184,8 +184,8 @@ class ValueCritic(nn.Module):
 def distillation_weights(better, alpha, weighting):
     """How much each state counts, from xi = V_peer - V_self there. (N,) -> (N,), sum 1 (or 0 if nothing counts).
 
-    Ours, as in the released code: clipped, divided by their sum, without a gradient. The paper's sign: in the released
-    code that of PPO is reversed. If most values differ by more than log(100) / alpha, Eq. (11) is nearly Eq. (9).
+    Ours, as in the released code: clipped, divided by their sum, detached. The sign is the paper's: the code's PPO
+    reverses it. If |xi| > log(100) / alpha in most states, with either sign, Eq. (11) is nearly Eq. (9).
     """
     if weighting == "exp":                                                                        # Eq. (11), (12)
         weights = (alpha * better).exp().clamp(0.01, 100.0)
@@ -202,8 +202,8 @@ def effective_share(weights):
 def regression_loss(actions, peer_actions, weights):                                              # Eq. (9), (11), (12)
     """Weighted mean over states of D, the mean over action dimensions of squared differences. (N, act) twice, (N,).
 
-    ValueError for weights of another shape: the released code's (N, 1) make (N, N) of it, in which they cancel. Ours:
-    D is of mean actions, not samples.
+    Raises ValueError unless weights are (N,): the released code's (N, 1) broadcast to (N, N), where they cancel. Ours:
+    D compares mean actions, not samples.
     """
     distances = ((actions - peer_actions.detach()) ** 2).mean(-1)
     if distances.shape != weights.shape:
@@ -225,7 +225,7 @@ def distillation_losses(learner, peer, states, args):
 # One update
 # ---------------------------------------------------------------------------------------------------------
 
-# Eq. (11), (12); share of the peer's states in which its value is higher; share of them that counts, by their weights
+# The distillation loss; share of the peer's states where the peer's value is higher; effective share of those states
 METRICS = "distillation", "peer_better", "effective"
 
 
@@ -269,7 +269,7 @@ def distil_step(learner, peer, states, args):                                   
 
 
 def share_out(states, updates: int) -> list:
-    """Share minibatches of states out among so many updates, as evenly as can be: the last update gets the last one."""
+    """Spread minibatches of states evenly over `updates` gradient steps; the last one follows the last step."""
     return [states[len(states) * u // updates : len(states) * (u + 1) // updates] for u in range(updates)]
 
 
@@ -328,7 +328,7 @@ def train_ppo(args):
     learners = [PPOLearner(obs_size, action_size, args) for _ in envs]  # with different initialisations
     steps, updates = steps_per_agent(args, 1), args.epochs * args.minibatches
 
-    distil_steps = args.distil_steps if number > 1 else 0  # for each iteration; Ours: of one minibatch, as in Sec. 3.2
+    distil_steps = args.distil_steps if number > 1 else 0  # per iteration; Ours: as in Sec. 3.2, not the released code
     parts = {f"agent{i}": learner for i, learner in enumerate(learners)}
     for iteration in run.iterations(parts, steps * number):                                       # Alg. 1, line 2
         rngs = [generator(args.seed, i, iteration) for i in range(number)]
@@ -414,14 +414,14 @@ def figure_2(args):
         "dpd, mean of both": [run.training_curve(rows=10) for run in found["dpd"]],
         "dpd, better of both": [better_curve(run) for run in found["dpd"]],
     }, "environment steps, all learners", "training return")
-    smoothed = "a point is a mean of 20 rows of the log, or of 10 of dpd's, which are twice as long"
+    smoothed = "moving mean of 20 rows of the log, or of 10 of dpd's, which have twice as many steps"
     return figure, f"{args.env}, {args.base}; mean over seeds, 95 % bootstrap interval; {smoothed}"
 
 
 @torch.no_grad()
 def figure_3(args):
-    """Values of ten states and distances between actions in a hundred, early, in the middle and late: two learners that
-    teach each other beside two that do not know of each other (two seeds of vanilla DDPG), all of the same age."""
+    """Values of ten states, and distances of actions in a hundred, early, midway and late in training: DPD's two
+    learners beside two independent ones (two seeds of vanilla DDPG), of the same age or the nearest that was saved."""
     found = find_runs(args, "dpd", {method: line | {"base": "ddpg"} for method, line in BOTH.items()})
     if not found["dpd"] or len(found["vanilla"]) < 2:
         fail("--figure 3 needs a run of dpd and two seeds of vanilla, on DDPG")

@@ -3,7 +3,7 @@
 """P2PDRL: peer-to-peer distillation for reinforcement learning under domain randomisation.
 
     Zhao and Hospedales, "Robust Domain Randomised Reinforcement Learning through Peer-to-Peer Distillation", ACML 2021
-    (PMLR 157): sections, tables, figures and lines of Algorithm 1 are its own. Workshop version: arXiv 2012.04839.
+    (PMLR 157; workshop version: arXiv 2012.04839). Sec., Table, Fig., Eq., line: see there. "Ours": not in the paper.
 
 The idea
 --------
@@ -70,7 +70,7 @@ class Method(NamedTuple):
     central_learns: str = ""  # when a central policy learns from the agents; "" if there is none
 
 
-METHODS = {  # "ppo" is the baseline in our results, "ppo-union" stands beside it in every figure
+METHODS = {  # "ppo" is the baseline in our results; most figures also show "ppo-union"
     "p2pdrl": Method(1e-4, "K", teachers="peers, in the agent's states"),
     "ppo": Method(3e-4, "one", one_domain=True),  # Sec. 4.2: "first randomly samples a domain"
     "ppo-union": Method(3e-4, "one"),  # the workshop version's PPO: the union of K domains
@@ -90,16 +90,16 @@ class Args(RunArgs):
 
     # cohort
     method: Literal[tuple(METHODS)] = "p2pdrl"  # who learns from whom
-    agents: int = 2  # K: agents (of methods with one learner: rollouts) at a time
+    agents: int = 2  # K: number of agents; for methods with one learner, of rollouts in an iteration
     alpha: float = 1.0  # weight of the distillation loss (App. A.2)
     reset_every: int = 50  # R of DnC's paper: iterations after which its agents start again from their central policy
 
     # PPO (App. A.2, Table 2)
-    total_steps: int = 2_000_000  # environment steps, summed over agents (Ours); with more a run begins anew
-    steps_per_iteration: int = 4096  # environment steps between updates, summed over agents
+    total_steps: int = 2_000_000  # environment steps, summed over agents (Ours); another number is another run
+    steps_per_iteration: int = 4096  # environment steps in each iteration, summed over agents
     learning_rate: float | None = None  # Adam's; if not given, the method's: 1e-4 or, for the three PPOs, 3e-4
     epochs: int = 10  # passes over an iteration's data
-    minibatches: int = 32  # for each epoch, of 64 steps by default; Ours: with one learner of 128, of all rollouts
+    minibatches: int = 32  # per epoch; of 64 steps by default, or, with one learner, of 128 from all rollouts (Ours)
     initial_std: float = 1.0  # standard deviation of the actions at the start, in each dimension
     clip: float = 0.2  # epsilon of Eq. (2)
     gamma: float = 0.99  # discount factor
@@ -235,7 +235,7 @@ def normalise_advantages(advantages):
 def agent_losses(actor, critic, teachers, batch, args):                                                 # Eq. (4)
     """Losses of an agent's actor and critic on a minibatch, and Agent.METRICS.
 
-    teachers: pairs (actor, states (N, obs)) in which the agent should act like that actor.
+    teachers: pairs (teacher, states (N, obs)). The actor is kept close to the teacher in these states.
     """
     policy = actor(batch.obs)  # once for both terms
     log_ratio = gaussian_log_prob(*policy, batch.actions) - batch.log_probs
@@ -266,7 +266,7 @@ class Agent(nn.Module):
     # value_loss: line 15, in units of scaled reward, squared
     # entropy: of the policy, in nats
     # approx_kl: KL(old || new) of this iteration's steps, estimated from the sampled actions
-    # clip_fraction: share of steps whose ratio is clipped
+    # clip_fraction: share of steps whose ratio lies outside [1 - epsilon, 1 + epsilon]
     METRICS = "surrogate", "distillation", "value_loss", "entropy", "approx_kl", "clip_fraction"
 
     def __init__(self, actor: GaussianActor, critic: ValueCritic, args):
@@ -276,7 +276,7 @@ class Agent(nn.Module):
         self.optimiser = Optimiser([actor, critic], args.learning_rate, args, 1e-5, args.max_grad_norm)
 
     def update(self, minibatch: Batch, teachers, args):                                              # lines 13, 15
-        """One step of both networks on Eq. (4) and the critic's error; the metrics. teachers: see agent_losses."""
+        """Take one gradient step on Eq. (4) and the value loss; return the metrics. teachers: see agent_losses."""
         return self.optimiser.minimise(agent_losses, self.actor, self.critic, teachers, minibatch, args)
 
 
@@ -296,9 +296,9 @@ class Central(nn.Module):
     def learn_and_restart(self, agents, batches, rngs, iteration: int, args):
         """DnC: learn from the iteration's data; every `reset_every` iterations agents start again from this policy.
 
-        Ours, as in the authors' code: one pass over the data, 30 before agents restart; agents keep their standard
-        deviations. They also take the observation statistics, without which the weights mean nothing; their critics and
-        optimisers go on.
+        Ours, as in the code of DnC's authors: one pass over the data, or 30 before a restart. Agents restart with the
+        central policy's weights and its observation statistics, without which the weights mean nothing. They keep their
+        standard deviations, critics and optimisers.
         """
         restart = (iteration + 1) % args.reset_every == 0
         for _ in range(30 if restart else 1):
@@ -373,9 +373,9 @@ def actor_gradient(agent, teachers, minibatch, args):
 
 
 def log_gradient_variance(i: int, agents, batches, old, central, rng, args) -> float:
-    """log of the mean over theta_i of Var[gradient of Eq. (4)], over 64 minibatches of 64 steps (Sec. 4.4).
+    """Log of the variance of Eq. (4)'s gradient over 64 minibatches of 64 steps, averaged over theta_i (Sec. 4.4).
 
-    Ours: the mean over parameters, and of each learner's own data: one learner has all of an iteration's.
+    Ours: the average over parameters, and the data: each learner's own; for a single learner, all K rollouts.
     """
     gradient, samples = compiled(actor_gradient), []
     for _ in range(64):
@@ -487,7 +487,7 @@ def test_return(envs, run, args) -> float:
 LINES = {
     "3": {method: {"method": method} for method in METHODS if method != "self-kl"},  # that is Figure 7
     "7": COMPARED | {"self-kl": {"method": "self-kl"}},
-    "controls": {  # beyond the paper: what remains of the difference from PPO without distillation, or at equal rates
+    "controls": {  # beyond the paper: P2PDRL without distillation, and each method at the other's learning rate
         "p2pdrl": {"method": "p2pdrl"},
         "p2pdrl, alpha 0": {"method": "p2pdrl", "alpha": 0.0},  # peers that know nothing of each other
         "p2pdrl, learning rate 3e-4": {"method": "p2pdrl", "learning_rate": 3e-4},
@@ -564,7 +564,8 @@ def figure_5(args):
     The paper's middle policy is that after 8 million steps. Here it is the one nearest to 40 % of the run.
     """
     found = {method: runs for method, runs in find_runs(args, "p2pdrl", COMPARED).items() if runs}
-    figure, axes = new_figure(columns=2, rows=len(found))
+    levels = sorted({args.eps_tr, EPS_TEST})
+    figure, axes = new_figure(columns=len(levels), rows=len(found))
     envs, domains = make_envs(args, args.threads), min(args.eval_domains, 10)  # more would take hours
     planes = {}
     for method, runs in found.items():
@@ -578,14 +579,14 @@ def figure_5(args):
         ends = zip(corners.min(0), corners.max(0))  # and a quarter beyond
         x, y = (np.linspace(1.25 * low - 0.25 * high, 1.25 * high - 0.25 * low, 13) for low, high in ends)
         policies = dict(enumerate(unfolded(origin + a * along + b * across, actors[-1]) for b in y for a in x))
-        print(f"{method}: playing {len(policies)} policies in {2 * domains} domains each")
-        rows = evaluate(envs, policies, (args.eps_tr, EPS_TEST), domains)
-        planes[method] = x, y, corners, np.reshape([each["return"] for each in rows], (13, 13, 2, domains)).mean(3)
+        print(f"{method}: playing {len(policies)} policies at {len(levels)} levels, in {domains} domains each")
+        rows = evaluate(envs, policies, levels, domains)
+        planes[method] = x, y, corners, np.reshape([each["return"] for each in rows], (13, 13, -1, domains)).mean(3)
     everywhere = np.array([returns for *_, returns in planes.values()])
-    levels = np.linspace(min(0, everywhere.min()), everywhere.max(), 11)
+    steps_of_colour = np.linspace(min(0, everywhere.min()), everywhere.max(), 11)
     for row, (method, (x, y, corners, returns)) in enumerate(planes.items()):
-        for column, (axis, eps) in enumerate(zip(axes[2 * row :], (args.eps_tr, EPS_TEST))):
-            surface = axis.contourf(x, y, returns[:, :, column], levels=levels)
+        for column, (axis, eps) in enumerate(zip(axes[len(levels) * row :], levels)):
+            surface = axis.contourf(x, y, returns[:, :, column], levels=steps_of_colour)
             axis.plot(*corners.T, "o:", color="white", markeredgecolor="black")
             for corner, name in zip(corners, ("$w_1$", "$w_2$", "$w_3$")):
                 axis.annotate(name, corner, xytext=(5, 7), textcoords="offset points", bbox={"color": "white"})
@@ -610,8 +611,7 @@ def figure_8a(args):
         axis.scatter(*np.reshape(points, (-1, 2)).T, marker=marker, label=f"{method}, --entropy-coef at each point")
         for run, point in zip(runs, points):
             axis.annotate(f"{run.settings['entropy_coef']:g}", point, xytext=(4, 4), textcoords="offset points", size=7)
-    axis.set_xlabel("entropy of the policy, last 20 iterations, nats")
-    axis.set_ylabel(f"test return, eps_te = {EPS_TEST:g}")
+    axis.set(xlabel="entropy of the policy, last 20 iterations, nats", ylabel=f"test return, eps_te = {EPS_TEST:g}")
     return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; deterministic policy, held-out domains, a point for each run"
 
 
@@ -637,7 +637,7 @@ def figure_9(args):
         wanted = {}
         for agents in (1, 2, 4):
             factor = agents / 2 if fixed == "each agent" else 1
-            sizes = {"steps_per_iteration": int(4096 * factor), "total_steps": int(args.total_steps * factor)}
+            sizes = {name: int(getattr(args, name) * factor) for name in ("steps_per_iteration", "total_steps")}
             wanted[f"K = {agents}"] = {"method": "ppo" if agents == 1 else "p2pdrl", "agents": agents} | sizes
         found, lines = find_runs(args, "p2pdrl", wanted), {}
         for label, runs in found.items():
@@ -645,8 +645,7 @@ def figure_9(args):
             lines[label] = [(steps / shared, returns) for steps, returns in (run.test_curve(eps) for run in runs)]
         plot_lines(axis, lines, f"environment steps, {fixed}", f"test return, eps_te = {eps:g}", marker="o")
         axis.set_title(f"the same steps for {fixed}" + " together" * (fixed == "all agents"))
-    explained = f"deterministic policies in held-out domains, {INTERVAL}; K = 1 is PPO"
-    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; {explained}"
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; deterministic policies, {INTERVAL}; K = 1 is PPO"
 
 
 def figure_map(args):
@@ -656,7 +655,8 @@ def figure_map(args):
     found = {method: runs for method, runs in find_runs(args, "p2pdrl", COMPARED).items() if runs}
     figure, axes = new_figure(columns=len(found))
     envs = make_envs(args, args.threads)
-    winds, masses = np.linspace(-5, 5, 11), np.linspace(0.5, 1.5, 11)  # Table 1 at level 1
+    wind, *_, mass, _ = args.ranges
+    winds, masses = np.linspace(-wind, wind, 11), np.linspace(1 - mass, 1 + mass, 11)
     maps = []
     for method, runs in found.items():
         policies = [policy for run in runs for policy in load_policies(run)]
@@ -665,8 +665,8 @@ def figure_map(args):
         maps.append(np.reshape(episode_returns(envs, jobs), (len(masses), len(winds), -1)).mean(2))
     for axis, (method, runs), values in zip(axes, found.items(), maps):
         picture = axis.pcolormesh(winds, masses, values, vmin=0, vmax=np.max(maps), shading="nearest")
-        trained = {"xy": (-5 * args.eps_tr, 1 - 0.5 * args.eps_tr), "width": 10 * args.eps_tr, "height": args.eps_tr}
-        axis.add_patch(Rectangle(**trained, fill=False, edgecolor="white", linestyle="--"))
+        corner, size = (-wind * args.eps_tr, 1 - mass * args.eps_tr), (2 * wind * args.eps_tr, 2 * mass * args.eps_tr)
+        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linestyle="--"))
         axis.set(title=f"{method}, {len(runs)} seeds", xlabel="wind, N", ylabel="mass, factor of nominal")
     figure.colorbar(picture, ax=axes, label="return, deterministic policy")
     return figure, f"{args.env}; dashed: the domains of training, eps_tr = {args.eps_tr:g}; mean over seeds and peers"

@@ -23,9 +23,9 @@ keep what else they have learned, go on from a better place, and may be ahead th
     policy:  minimise E_{s ~ D} KL(pi_teacher(.|s) || pi_student(.|s))                 PIEKD Eq. (1), CIKD Eq. (1)
     critic:  minimise E_{(s, a) ~ D} (Q_teacher(s, a) - Q_student(s, a))^2             PIEKD Eq. (2)
 
-The two write-ups describe one method; line numbers are those of PIEKD's Algorithm 1. What differs is `--method piekd`
-or `--method cikd`: when a phase of distillation is over, PIEKD sets the counter of steps to 0 (its line 21), where CIKD
-asks for a multiple of the interval (its line 20).
+The two write-ups describe one method, but treat the step counter differently after a phase: `--method piekd` resets it
+to 0 (line 21); `--method cikd` keeps the remainder, as CIKD distils at multiples of the interval (its line 20). Other
+line numbers are those of PIEKD's Algorithm 1. "Ours": not in the papers.
 
 You should know
 ---------------
@@ -62,12 +62,12 @@ class Method(NamedTuple):
 
     one_agent: bool = False  # whatever --ensemble-size says
     distils: bool = False  # there are phases, in which the best agent teaches the others
-    keeps_remainder: bool = False  # of the counter of steps after a phase, so that phases stay near the multiples of I
+    keeps_remainder: bool = False  # the counter keeps steps % I after a phase, so that phases stay near multiples of I
 
 
 METHODS = {
     "piekd": Method(distils=True),
-    "cikd": Method(distils=True, keeps_remainder=True),  # Ours: CIKD's line 20 as ends of episodes allow
+    "cikd": Method(distils=True, keeps_remainder=True),  # Ours: CIKD's line 20, at the end of an episode
     "ensemble": Method(),
     "vanilla": Method(one_agent=True),
 }
@@ -76,29 +76,29 @@ METHODS = {
 @dataclass
 class Args(RunArgs):
     # ensemble
-    env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment; Ours: CIKD's v2 need a MuJoCo of their time
+    env: str = "Hopper-v4"  # a Gymnasium MuJoCo environment; Ours: v4, as CIKD's v2 needs mujoco-py
     method: Literal[tuple(METHODS)] = "piekd"  # ensemble: no distillation; vanilla: K = 1
     ensemble_size: int = 3  # K
     eps_tr: float = 0.0  # Ours: randomisation level in training, in [0, 1]; a new domain for each episode
-    total_steps: int = 1_000_000  # environment steps; with more a run begins anew
+    total_steps: int = 1_000_000  # environment steps; another number is another run
     recent: int = 5  # M, episodes over which an agent's return is averaged for the election
 
     # distillation
     interval: int = 5000  # I, environment steps between phases of distillation
-    share: Literal["distil", "hardcopy", "extra"] = "distil"  # a phase: distil; copy networks; or more updates of SAC
+    share: Literal["distil", "hardcopy", "extra"] = "distil"  # in a phase: distil, copy networks, or extra SAC updates
     teacher: Literal["best", "random"] = "best"  # who teaches
     distil: Literal["both", "policy", "critic"] = "both"  # what is taught
     reset_students: bool = False  # begin each phase with new networks for the students
     distil_epochs: int = 5  # passes over the buffer in a phase; Ours: the released code's number
-    distil_updates: int = 0  # minibatches in a phase, in place of that many passes
-    distil_lr: float = 1e-3  # Adam's, in a phase; Ours: the released code's
+    distil_updates: int = 0  # minibatches for each student in a phase; 0: those of --distil-epochs passes
+    distil_lr: float = 1e-3  # learning rate of Adam in a phase; Ours: the released code's
 
     # SAC
-    learning_rate: float = 3e-4  # Adam's
+    learning_rate: float = 3e-4  # learning rate of Adam
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # target update rate
     batch_size: int = 256  # transitions for an update, and for one of distillation
-    buffer_size: int = 1_000_000  # transitions that are remembered, of all agents together
+    buffer_size: int = 1_000_000  # transitions in the replay buffer that all agents share
     warm_up: int = 10_000  # steps with random actions at the beginning
 
     # evaluation
@@ -214,7 +214,7 @@ class Standings:
 
 
 def elect(recent: np.ndarray, how: str, rng: np.random.Generator) -> int | None:
-    """The teacher: the best of late (ties go to the first agent), or anybody; nobody if none finished an episode."""
+    """The teacher: the best recent return (ties: the first), or a random agent; None if none finished an episode."""
     candidates = np.flatnonzero(recent > -np.inf)
     if len(candidates) == 0:
         return None
@@ -239,10 +239,10 @@ def minibatches_of_phase(buffer, args, rng: np.random.Generator):
 
 
 def distil(student, teacher, buffer, args, rng) -> list[float]:
-    """Train the student's policy and critic to be the teacher's; mean losses of both. Nothing else changes.
+    """Fit the student's policy and critic to the teacher's; mean losses of both. Nothing else changes.
 
-    Ours: with an Adam of its own for each, forgotten after the phase. In the released code the students' go on with the
-    learning rate and the running means of the distillation.
+    Ours: each network gets a new Adam, discarded after the phase. In the released code the student's own optimisers go
+    on with the learning rate and the moments of the distillation.
     """
     actor_optimiser = Optimiser([student.actor], args.distil_lr, args)
     critic_optimiser = Optimiser([student.critic], args.distil_lr, args)
@@ -290,9 +290,9 @@ def teach(agents, teacher: int, buffer, args, phase_number: int, pool) -> list[l
 
 
 def learn_on(agents, buffer, args, phase_number: int, pool):
-    """As many updates of each agent's own as a phase of distillation would have minibatches, and nothing shared.
+    """Give each agent as many extra SAC updates as a phase of distillation has minibatches; nothing is shared.
 
-    Of policy and critics, as the papers say, where the released code leaves the critics out.
+    They train policy and critics, as in the papers; the released code leaves the critics out.
     """
     for k, agent in enumerate(agents):
         rng = generator(args.seed, k, phase_number, "phase")
@@ -301,7 +301,7 @@ def learn_on(agents, buffer, args, phase_number: int, pool):
 
 
 def phase(agents, standings, buffer, run) -> list[dict]:
-    """Share what there is to share, and begin to count anew; rows for distillation.csv, none if nobody taught."""
+    """One phase, unless no agent can teach yet; restarts the counter of steps. Returns rows for distillation.csv."""
     args, rows = run.args, []
     if args.share == "extra":
         learn_on(agents, buffer, args, standings.phases, run.pool)
@@ -336,11 +336,11 @@ def train(args):
     method = METHODS[args.method]
     has_phases = method.distils or args.share == "extra"
     if not method.one_agent and args.ensemble_size < 2:
-        fail(f"--method {args.method} needs an --ensemble-size of at least 2: --method vanilla is one agent")
+        fail(f"--method {args.method} needs --ensemble-size 2 or more; one agent is --method vanilla")
     if has_phases and args.interval > args.total_steps - args.warm_up:
-        fail(f"--total-steps {args.total_steps} end before --warm-up {args.warm_up} and --interval {args.interval}")
+        fail(f"--total-steps {args.total_steps} leaves no --interval {args.interval} after --warm-up {args.warm_up}")
     if has_phases and args.batch_size > min(args.buffer_size, args.total_steps):
-        fail(f"--batch-size {args.batch_size} is more than the buffer ever holds: no phase could have a minibatch")
+        fail(f"--batch-size {args.batch_size} is more than the buffer ever holds: no phase could begin")
     run = Run(args, "piekd_cikd")
     args, stream = run.args, Stream(run.envs[0], run.args, 0)
     buffer, obs_size, scale = stream.buffer, len(stream.obs), stream.action_scale
@@ -355,7 +355,7 @@ def train(args):
         metrics = torch.zeros(len(agents), len(SACAgent.METRICS), device=args.device)
         updates, returns = 0, [[] for _ in numbers]
         for step in range(ROW * iteration, ROW * (iteration + 1)):
-            if not stream.actions:  # an episode begins; Ours: it counts if an agent will have acted in all of it
+            if not stream.actions:  # an episode begins; Ours: it counts only if it begins after the random steps
                 standings.acting = int(generator(args.seed, 0, stream.episode, "turn").integers(len(agents)))  # line 9
                 standings.counts = step >= args.warm_up
             if step < args.warm_up:
@@ -455,7 +455,7 @@ def figure_curves(args):
 
 
 def plot_indices(left, right, steps, runs: list[np.ndarray], agents: int, who: str):
-    """Left which agent it is, over time, in the first run; right how often, a bar for each run (of its own agents)."""
+    """Left: the index over time, in the first run. Right: how often each index occurs, a bar for each run."""
     left.plot(steps, runs[0], "o", markersize=4)
     left.set(xlabel="environment steps", ylabel=f"index of the {who}", yticks=range(agents))
     width = 0.8 / len(runs)

@@ -30,21 +30,21 @@ Use it elsewhere: copy this one file, it needs gymnasium, mujoco and numpy (matp
 
 You should know
 ---------------
-* MuJoCo's own `opt.wind` does nothing here: it acts through the medium, and these models have none
-  (density and viscosity are 0; Swimmer has both). So the wind is a generalised force on the root's x
-  coordinate, and acts at the origin of the root's frame. A force in `xfrc_applied` would blow as hard (at
-  the root's centre of mass), but MuJoCo adds it to `cfrc_ext`, which Ant-v5 and Humanoid observe and pay
-  for: the robot would read the wind off its sensors.
+* The wind is a generalised force on the root's x coordinate, at the origin of the root's frame. MuJoCo's own
+  `opt.wind` acts through the medium and does nothing here: density and viscosity are 0, except in Swimmer.
+  A force in `xfrc_applied` would push as hard, at the root's centre of mass. But MuJoCo adds it to `cfrc_ext`,
+  which Ant-v5, Humanoid and HumanoidStandup observe: the robot would sense the wind. (Reacher and Pusher,
+  whose root has no joint along x, do take it through `xfrc_applied`.)
 * Mass and inertia belong together. Scaling `body_mass` alone makes a robot that no matter could build,
   and what MuJoCo derives from them (subtree masses, inverse weights) must be recomputed.
 * The friction of a contact is the larger of the two geoms' coefficients. Where the feet grip better than
   the floor (Hopper, Walker2d), changing the floor alone changes nothing. All geoms change.
 * Humanoid and HumanoidStandup observe `cinert`, the inertia of their own links, and with it their mass. They
   are shown that of the nominal masses; otherwise the first thing that an agent sees would name its domain.
-* The x of a robot that walks or swims neither changes the dynamics nor is observed: Table 1's initial
-  position, read literally, cannot change a return. `init="joints"` is the reading that can: every hinge
-  joint starts with an offset of its own, U(-eps, eps) rad, clipped to its range. From eps = .2 on, that
-  starts some Hoppers outside the range of angles in which they count as healthy.
+* Read literally, Table 1's initial position cannot change a return: a robot that walks or swims does not
+  observe its x, nor do its dynamics depend on it. `init="joints"` is our alternative: every hinge joint starts
+  with an offset of its own, U(-eps, eps) rad, clipped to its range. From eps = .2 on, some Hoppers start
+  outside the range of angles in which they count as healthy.
 """
 
 import argparse
@@ -104,18 +104,18 @@ def check_eps(eps):
 
 
 class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """Put a Gymnasium MuJoCo environment into a domain, a new one at every reset if eps > 0.
+    """Run a Gymnasium MuJoCo environment in a domain that each reset chooses.
 
-    `reset(options={"domain": Domain(...)})` chooses the domain until the next reset; without the option it
-    is `domain`, if given, or sampled by this wrapper's own generator (seeded by `reset(seed=...)`), or nominal
-    at eps = 0. `info["domain"]`, in reset and step alike, is the domain in force.
+    `reset(options={"domain": Domain(...)})`, or a dict of its fields, sets the domain until the next reset. Without the
+    option it is the argument `domain`, if given, or else sampled at level `eps` (nominal at eps = 0) by a generator of
+    the wrapper's own, which `reset(seed=...)` seeds. `info["domain"]`, in reset and step, is the domain in force.
 
     init: "root" or "joints", the reading of Table 1's initial position (see the top of this file).
     ranges: half the width of each distribution at eps = 1, in the order of Domain's fields; Table 1's by default.
     Raises ValueError for an environment that is not MuJoCo's, eps outside [0, 1], an unknown init or impossible
     ranges; `step` raises FloatingPointError where the environment gives a reward or observation that is not finite.
-    In a model without a joint along x under its root (Reacher, Pusher) the wind pushes the first moving link, and
-    there is no root position to offset. Wrappers that change observations belong around this one, not inside.
+    If the root has no joint along x (Reacher, Pusher), the wind pushes the first moving link, and a number as
+    `position` has no effect. Put wrappers that change observations around this one, not inside.
     """
 
     def __init__(self, env: gym.Env, eps: float = 0.0, init: str = "root", domain: Domain | None = None, ranges=RANGES):
@@ -125,8 +125,8 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         if init not in ("root", "joints"):
             raise ValueError(f"init must be 'root' or 'joints', but is {init!r}")
         if not isinstance(env.unwrapped, MujocoEnv):
-            raise ValueError("it is not a MuJoCo environment and has no physics to vary")
-        Domain(*(1 - np.array(ranges) * (0, 1, 1, 1, 0)))  # raises ValueError where a range reaches too far
+            raise ValueError("not a MuJoCo environment: its physics cannot be randomised")
+        Domain(*(1 - np.abs(ranges) * (0, 1, 1, 1, 0)))  # raises ValueError where a range reaches too far
         self.eps, self.init, self.ranges, self.fixed_domain, self.domain = eps, init, ranges, domain, Domain()
         self._rng, self._inner, self._tick = np.random.default_rng(), env.unwrapped, 0.0
 
@@ -138,7 +138,7 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._hide_mass()
 
     def __setstate__(self, state):
-        """A copy, or what a pickle held. Gymnasium makes the environment inside anew: all is set again, to nominal."""
+        """Restore a copy or a pickle, in the nominal domain: Gymnasium makes the inner environment anew."""
         self.__dict__.update(state)
         self._enter(Domain())
         self._blow()
@@ -168,7 +168,7 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._enter(Domain(**domain) if isinstance(domain, dict) else domain)
         obs, info = self.env.reset(seed=seed, options=options or None)
         self._blow()  # after the reset, which clears all applied forces
-        self._tick = 0.99 * self._inner.dt  # a property that takes its time
+        self._tick = 0.99 * self._inner.dt  # cached: `dt` is a slow property
         return obs, info | {"domain": self.domain}
 
     def step(self, action):
@@ -197,7 +197,7 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
             self._inner._get_obs = self._get_obs
 
     def _get_obs(self):
-        """What the environment's own _get_obs says while it sees the inertia of the nominal masses."""
+        """The environment's own observation, with `cinert` rescaled to the nominal masses."""
         env, (cinert, saved) = self._inner, self._cinert
         if self.domain.mass == 1.0:
             return type(env)._get_obs(env)
@@ -324,7 +324,7 @@ def episode_return(env: RandomisedEnv, policy, domain: Domain, seed: int, frames
 
 
 def episode_returns(envs: list[RandomisedEnv], jobs: list[tuple]) -> list[float]:
-    """Return of one episode for each job (policy, domain, seed), whatever the number of environments, a thread each."""
+    """Return of one episode for each job (policy, domain, seed). Environments run in parallel and change no result."""
     number = len(envs)
     with ThreadPoolExecutor(number) as pool:
         parts = list(pool.map(lambda k: [episode_return(envs[k], *job) for job in jobs[k::number]], range(number)))
@@ -332,9 +332,9 @@ def episode_returns(envs: list[RandomisedEnv], jobs: list[tuple]) -> list[float]
 
 
 def evaluate(envs: list[RandomisedEnv], policies: dict, eps_te: tuple[float, ...], number: int) -> list[dict]:
-    """An episode of each policy {agent: policy} in each of `number` held-out domains of each level.
+    """Run each policy of {agent: policy} for one episode in each of `number` held-out domains of each level.
 
-    The table of returns, by rows: they have agent, eps_te, domain (its number) and return.
+    Returns a list of rows, each with the keys agent, eps_te, domain (its index) and return.
     """
     domains = {eps: held_out_domains(envs[0], eps, number) for eps in eps_te}
     cells = [(agent, eps, i) for agent in policies for eps in domains for i in range(number)]
@@ -376,7 +376,7 @@ def save_gif(films: list[list[np.ndarray]], rows: list[str], path: str):
     for row, label in zip(axes, rows):
         row[0].set_ylabel(label, fontsize=8)
     for i, axis in enumerate(axes.flat):
-        axis.set(xticks=[], yticks=[], xlabel=f"domain {i % columns + 1}" if i >= len(films) - columns else "")
+        axis.set(xticks=[], yticks=[], xlabel=f"domain {i % columns}" if i >= len(films) - columns else "")
     frames = [[axis.imshow(film[min(i, len(film) - 1)]) for axis, film in zip(axes.flat, films)] for i in range(length)]
     ArtistAnimation(figure, frames).save(path, PillowWriter(fps=FRAMES_PER_SECOND), dpi=100)
     print(f"moving picture: {path}")
@@ -442,10 +442,10 @@ class Parser(argparse.ArgumentParser):
 def main():
     parser = Parser(description="Show what domain randomisation does to an environment.")
     parser.add_argument("--env", default="Walker2d-v4", help="a Gymnasium MuJoCo environment")
-    parser.add_argument("--xml-file", help="an MJCF file of your own in place of the environment's")
+    parser.add_argument("--xml-file", help="your own MJCF file instead of the environment's (v5 environments)")
     parser.add_argument("--eps", type=float, default=0.5, help="randomisation level, in [0, 1]")
     parser.add_argument("--init", choices=("root", "joints"), default="root", help="reading of the initial position")
-    parser.add_argument("--ranges", type=float, nargs=5, default=RANGES, help="half widths at eps = 1; Table 1's")
+    parser.add_argument("--ranges", type=float, nargs=5, default=RANGES, help="half widths at eps 1, wind to position")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything drawn")
     args = parser.parse_args()
     try:

@@ -451,7 +451,7 @@ def run_by_hand(training, testing, policies=None, columns=None, **changes):
 
 def drawn(name, **changes):
     """The axes of a figure from the runs that there are, and its title."""
-    figure, title = p2pdrl.FIGURES[name](figure_args(figure=name, **changes))
+    figure, title = p2pdrl.FIGURES[name](figure_args(figure=name, threads=0, **changes))
     return figure.axes, title
 
 
@@ -546,8 +546,8 @@ def test_the_plane_goes_through_its_three_points():
 def test_figure_5_takes_the_policy_at_40_per_cent(monkeypatch):
     """Of the steps kept, the nearest; 13 x 13 policies at two levels, in ten held-out domains of each; one scale."""
     policies = {step: [hopper_actor(step)] for step in (4, 100, 180, 300, 400)}
-    for method in ("ppo", "p2pdrl"):
-        run_by_hand(0, 0, policies, method=method, eval_domains=100)
+    for method, eps in (("ppo", 0.2), ("p2pdrl", 0.2), ("p2pdrl", 0.5)):
+        run_by_hand(0, 0, policies, method=method, eps_tr=eps, eval_domains=100)
     asked = []
 
     def evaluate(envs, policies, levels, number):
@@ -556,9 +556,10 @@ def test_figure_5_takes_the_policy_at_40_per_cent(monkeypatch):
 
     monkeypatch.setattr(p2pdrl, "evaluate", evaluate)
     axes, title = drawn("5", eval_domains=100)
-    assert "after 180 steps" in title and asked == [(169, (0.2, 0.5), 10)] * 2
+    assert "after 180 steps" in title and asked == [(169, [0.2, 0.5], 10)] * 2
     assert [axis.get_title() for axis in axes[:2]] == ["ppo, eps_te = 0.2", "ppo, eps_te = 0.5"]
     assert len({tuple(axis.collections[0].levels) for axis in axes[:4]}) == 1
+    assert len(drawn("5", eval_domains=100, eps_tr=0.5)[0]) == 2  # one level, and the scale
 
 
 def test_figure_8_is_entropy_against_test_return_and_variance_over_steps():
@@ -578,7 +579,7 @@ def test_figure_9_is_test_return_over_steps_of_each_agent_or_of_all():
     run_by_hand(0, 50, agents=4, steps_per_iteration=8192, total_steps=800)
     run_by_hand(0, 70, agents=2, steps_per_iteration=4096)
     run_by_hand(0, 20, agents=1, steps_per_iteration=4096, method="ppo")
-    axes, _ = drawn("9")
+    axes, _ = drawn("9", steps_per_iteration=4096)
     left, right = map(lines_of, axes)
     assert left == {"K = 2": [[100, 200], [70.5, 70.5]], "K = 4": [[100, 200], [51.5, 51.5]]}
     assert right == {"K = 1": [[200, 400], [20, 20]], "K = 2": [[200, 400], [70.5, 70.5]]}
