@@ -456,9 +456,9 @@ class DDPGAgent(nn.Module):
         """How to act from this step of training on: a function obs (obs,) -> action (act,), in numpy.
 
         At first at random (Ours: the paper begins with the policy). Then with noise on the weights of the linear layers
-        (Plappert et al. 2018), drawn anew when an episode has ended: an actor that is perturbed as a whole tries
-        another gait, where noise on each action by itself only trembles. Brings sigma nearer to where the actions of
-        the latest transitions change by as much as they should.
+        (Plappert et al. 2018), drawn anew in the first cycle after an episode has ended: an actor that is perturbed
+        as a whole tries another gait, where noise on each action by itself only trembles. Also moves sigma towards the
+        value at which the actions of the latest transitions change by args.noise.
         """
         scale = self.actor.action_scale.cpu().numpy()
         if step < args.warm_up:
@@ -709,6 +709,7 @@ def sac(args):
 # Plumbing: random numbers, torch, the gradient step
 # =========================================================================================================
 
+# The last number of a generator's key. Where two uses have the same one, no script has both.
 USES = {"learning": 0, "acting": 1, "variance": 1, "episode": 2, "weights": 3, "phase": 3, "turn": 5, "teacher": 6}
 
 
@@ -785,7 +786,7 @@ class Optimiser(nn.Module):
     `networks`. All of them move to args.device.
     """
 
-    LOCK, announced = threading.Lock(), False  # of two threads that compile together one may find nothing compiled
+    LOCK, announced = threading.Lock(), False  # two threads that compile at the same time disturb each other
 
     def __init__(self, networks, learning_rate, args, eps=1e-8, max_grad_norm=math.inf, targets=(), tau=0.0):
         super().__init__()
