@@ -48,6 +48,7 @@ ARMS = {
     "workshop's PPO": "--method ppo-union", "Distributed PPO": "--method distributed-ppo", "self-KL": "--method self-kl",
     "DPD": "", "DPD, 320 distillation steps": "--distil-steps 320", "equal weights": "--weighting none",
     "one learner": "--method vanilla", "PIEKD": "", "ensemble": "--method ensemble",
+    "PPO with an entropy bonus": "--method ppo --entropy-coef 0.01",
 }  # fmt: skip
 
 
