@@ -588,8 +588,8 @@ def figure_5(args):
         for column, (axis, eps) in enumerate(zip(axes[len(levels) * row :], levels)):
             surface = axis.contourf(x, y, returns[:, :, column], levels=steps_of_colour)
             axis.plot(*corners.T, "o:", color="white", markeredgecolor="black")
-            for corner, name in zip(corners, ("$w_1$", "$w_2$", "$w_3$")):
-                axis.annotate(name, corner, xytext=(5, 7), textcoords="offset points", bbox={"color": "white"})
+            for name, at in zip(("$w_1$", "$w_2$", "$w_3$"), corners):
+                axis.annotate(name, at, xytext=(5, 7), textcoords="offset points", bbox={"color": "white", "pad": 1})
             axis.set(title=f"{method}, eps_te = {eps:g}", xlabel="parameters, along $w_1 w_2$", ylabel="across")
     figure.colorbar(surface, ax=axes, label="return, deterministic policy")
     points = f"$w_1$ initial, $w_2$ after {middle:,} steps, $w_3$ after {steps[-1]:,}"
