@@ -36,7 +36,7 @@ DnC). METHODS below says how they differ. A reader of P2PDRL can skip whatever m
 Commands (two cores)
 --------------------
     python p2pdrl.py --env Hopper-v4 --total-steps 2e5          # toy: a minute, returns of 840 to 1420 at eps_te .2
-    python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2             # six to eight minutes, returns of 3200 to 4800
+    python p2pdrl.py --env Walker2d-v4 --eps-tr 0.2             # six to eight minutes, returns of 3200 to 4900
     python p2pdrl.py --env Walker2d-v4 --figure 4               # Figures 3 and 4, from the finished runs: seconds
 
 To use it elsewhere, copy p2pdrl.py, baselines.py and randomised_envs.py.
