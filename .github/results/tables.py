@@ -182,7 +182,7 @@ def draw_levels(runs, name: str, arms: list[str], baseline: str, tasks: list[str
     for index, (arm, colour, style) in enumerate(zip(arms, COLOURS, STYLES)):
         pairs, look = pairs_of(f"{arm} - {baseline}: {'; '.join(tasks)}"), {"color": colour, "linestyle": style}
         mean, low, high = 100 + np.array([interval(effects(runs, pairs, column)) for column in columns]).T
-        places = np.array(LEVELS) + 0.012 * (index - 1.5)  # so that intervals stand side by side
+        places = np.array(LEVELS) + 0.012 * (index - (len(arms) - 1) / 2)  # so that intervals stand side by side
         left.errorbar(places, mean, (mean - low, high - mean), capsize=3, marker="o", markersize=4, label=arm, **look)
         for axis, task in zip(others, tasks):
             means = [np.mean([*values(runs[run_of(task, arm)], column).values()]) for column in columns]
@@ -198,8 +198,8 @@ def main():
     runs = load(rows)
     if arms:
         ours, theirs = (frozenset(f" {arm}".split(" --")[1:]) for arm in arms)
-        pairs = {", ".join(sorted(each - ours)): (each, each - ours | theirs) for each in runs if ours <= each}
-        pairs = {where: (each, other) for where, (each, other) in pairs.items() if each != other}
+        others = {each: each - ours | theirs for each in runs if ours <= each}
+        pairs = {", ".join(sorted(each - ours)): (each, other) for each, other in others.items() if each != other}
         for quantity in QUANTITIES:
             if tasks := effects(runs, pairs, quantity):
                 print(f"{quantity:15}{effect_cell(tasks).replace('**', ''):24}{basis(tasks)}")
