@@ -24,24 +24,23 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from baselines import COLOURS, STYLES, bootstrap, save_figure  # noqa: E402
 
-PAGES = [HERE.parents[1] / "README.md", *sorted(HERE.glob("*.md"))]
 LEVELS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 QUANTITIES = {  # of a run: the mean of these columns of its last row
     "training": ["training_return"], "near": ["return_0", "return_0.2"], "far": ["return_0.6", "return_0.8", "return_1"],
     "test": ["return_0"], "best episode": ["best_episode"], "best agent": ["best_agent"], "worst agent": ["worst_agent"],
 }  # fmt: skip
-LONG = "--total-steps 4000000 --eval-domains 100 --evaluations 2"
-SETTINGS = {
-    "Walker2d-v4": f"p2pdrl.py --env Walker2d-v4 {LONG}",
-    "Hopper-v4": f"p2pdrl.py --env Hopper-v4 {LONG}",
-    "HalfCheetah-v4": f"p2pdrl.py --env HalfCheetah-v4 --initial-std 0.37 {LONG}",
-    "HalfCheetah-v4 on its back": f"p2pdrl.py --env HalfCheetah-v4 {LONG}",
-    "Walker2d-v4 with wide domains": f"p2pdrl.py --env Walker2d-v4 --eps-tr 0.8 --init joints {LONG}",
-    "PPO Walker2d-v4": "dpd.py --env Walker2d-v4 --base ppo --total-steps 4000000 --eps-te 0.0",
-    "SAC Hopper-v4": "piekd_cikd.py --env Hopper-v4 --total-steps 100000",
-}
-for env in ("HalfCheetah-v4", "Walker2d-v4", "Swimmer-v4"):
-    SETTINGS[f"DDPG {env}"] = f"dpd.py --env {env} --evaluations 10 --eps-te 0.0"
+LONG = "p2pdrl.py --total-steps 4000000 --eval-domains 100 --evaluations 2"
+SHORT = "p2pdrl.py --eval-domains 100 --evaluations 1 --eps-te 0.0 0.2 0.4 0.5 0.6 0.8 1.0"
+SETTINGS = {  # a task is an environment and one of these, as in "HalfCheetah-v4 on its feet"
+    "": LONG, "on its back": LONG, "on its feet": f"{LONG} --initial-std 0.37",
+    "with wide domains": f"{LONG} --eps-tr 0.8 --init joints",
+    "at eps_tr .6": f"{SHORT} --eps-tr 0.6", "at eps_tr 1": f"{SHORT} --eps-tr 1.0",
+    "with a million steps of each agent": f"{SHORT} --initial-std 0.37",
+    "on DDPG": "dpd.py --evaluations 10 --eps-te 0.0", "on SAC": "piekd_cikd.py --total-steps 100000",
+    "on PPO": "dpd.py --base ppo --total-steps 4000000 --eps-te 0.0",
+}  # fmt: skip
+TASKS = ["Walker2d-v4", "Hopper-v4", "HalfCheetah-v4 on its feet"]
+ALONE = "--method ppo --agents 1 --steps-per-iteration 2048 --total-steps 1000000"
 ARMS = {
     "P2PDRL": "", "P2PDRL at PPO's rate": "--learning-rate 0.0003", "no distillation": "--alpha 0.0", "DnC": "--method dnc",
     "PPO": "--method ppo", "PPO at P2PDRL's rate": "--method ppo --learning-rate 0.0001", "Distral": "--method distral",
@@ -49,6 +48,8 @@ ARMS = {
     "DPD": "", "DPD, 320 distillation steps": "--distil-steps 320", "equal weights": "--weighting none",
     "one learner": "--method vanilla", "PIEKD": "", "ensemble": "--method ensemble",
     "PPO with an entropy bonus": "--method ppo --entropy-coef 0.01",
+    "four peers": "--agents 4 --steps-per-iteration 8192 --total-steps 4000000",
+    "one agent": ALONE, "one agent at P2PDRL's rate": f"{ALONE} --learning-rate 0.0001",
 }  # fmt: skip
 
 
@@ -62,8 +63,9 @@ def load(path: Path) -> dict[frozenset, dict[int, dict]]:
 
 
 def run_of(where: str, arm: str) -> frozenset:
-    """The options of its runs."""
-    return frozenset(f"{SETTINGS[where]} {ARMS[arm]}".strip().split(" --"))
+    """The options of its runs. where: a task."""
+    env, _, setting = where.partition(" ")
+    return frozenset(f"{SETTINGS[setting]} --env {env} {ARMS[arm]}".strip().split(" --"))
 
 
 def values(rows: dict[int, dict], quantity: str) -> dict[int, float]:
@@ -121,32 +123,30 @@ def pairs_of(spec: str) -> dict[str, tuple[frozenset, frozenset]]:
     return {where: tuple(run_of(where, arm) for arm in arms.split(" - ")) for where in tasks.split("; ")}
 
 
-def effects_table(runs, columns: list[str], lines: list[str]) -> list[list[str]]:
+def effects_table(runs, columns: list[str], lines: list[str]):
     """lines: `ours - theirs: task; task`. The verdict is on the last column: have ours more of it?"""
-    table = [["", *columns, "on", f"first ahead ({columns[-1]})?"]]
+    yield ["", *columns, "on", f"first ahead ({columns[-1]})?"]
     for line in lines:
         found = [effects(runs, pairs_of(line), column) for column in columns]
         arms = line.split(": ")[0].replace(" - ", " minus ")
-        table.append([arms, *map(effect_cell, found), basis(found[-1]), verdict("more", found[-1])])
-    return table
+        yield [arms, *map(effect_cell, found), basis(found[-1]), verdict("more", found[-1])]
 
 
-def returns_table(runs, columns: list[str], lines: list[str]) -> list[list[str]]:
+def returns_table(runs, columns: list[str], lines: list[str]):
     """columns: arms. lines: `task: quantity; quantity`. Means over the seeds that all arms have."""
-    table = [["", *columns]]
+    yield ["", *columns]
     for where, quantities in (line.split(": ") for line in lines):
         for quantity in quantities.split("; "):
             by_arm = [values(runs.get(run_of(where, arm), {}), quantity) for arm in columns]
             seeds = [seed for seed in range(99) if all(seed in each for each in by_arm if each)]
             found = [[each[seed] for seed in seeds if seed in each] for each in by_arm]
             cells = ("{:.0f} [{:.0f}, {:.0f}]".format(np.mean(x), *bootstrap(x)) if len(x) >= 3 else "" for x in found)
-            table.append([f"{where}, {quantity}", *cells])
-    return table
+            yield [f"{where}, {quantity}", *cells]
 
 
-def claims_table(runs, columns: list[str], lines: list[str]) -> list[list[str]]:
+def claims_table(runs, columns: list[str], lines: list[str]):
     """lines: `claim | kind, quantity | ours - theirs: task; task`, or claim, result and verdict in words."""
-    table = [["claim", "result", "verdict"]]
+    yield ["claim", "result", "verdict"]
     for line in lines:
         claim, result, says = line.split(" | ")
         if " - " in says:
@@ -154,8 +154,7 @@ def claims_table(runs, columns: list[str], lines: list[str]) -> list[list[str]]:
             tasks = effects(runs, pairs_of(says), quantity)
             result = f"{quantity}: {effect_cell(tasks)}, {basis(tasks)}" if tasks else ""
             says = verdict(kind, tasks)
-        table.append([claim, result, says])
-    return table
+        yield [claim, result, says]
 
 
 TABLES = {"effects": effects_table, "returns": returns_table, "claims": claims_table}
@@ -166,7 +165,7 @@ def fill(text: str, runs) -> str:
 
     def table(match):
         head, kind, columns, lines = match.groups()
-        rows = TABLES[kind](runs, columns.split("; "), lines.splitlines())
+        rows = list(TABLES[kind](runs, columns.split("; "), lines.splitlines()))
         rows.insert(1, ["---"] * len(rows[0]))
         return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -204,11 +203,11 @@ def main():
             if tasks := effects(runs, pairs, quantity):
                 print(f"{quantity:15}{effect_cell(tasks).replace('**', ''):24}{basis(tasks)}")
         return
-    for page in PAGES:
+    for page in (HERE.parents[1] / "README.md", *HERE.glob("*.md")):
         page.write_text(fill(page.read_text(), runs))
     rivals = ["P2PDRL", "Distributed PPO", "self-KL", "Distral", "DnC"]
-    draw_levels(runs, "p2pdrl", ["P2PDRL", "no distillation", "PPO", "PPO at P2PDRL's rate"], "PPO", list(SETTINGS)[:3])
-    draw_levels(runs, "p2pdrl-competitors", rivals, "P2PDRL", ["Walker2d-v4", "HalfCheetah-v4"])
+    draw_levels(runs, "p2pdrl", ["P2PDRL", "no distillation", "PPO", "PPO at P2PDRL's rate"], "PPO", TASKS)
+    draw_levels(runs, "p2pdrl-competitors", rivals, "P2PDRL", TASKS[::2])
 
 
 if __name__ == "__main__":
