@@ -33,7 +33,7 @@ LONG = "p2pdrl.py --total-steps 4000000 --eval-domains 100 --evaluations 2"
 SHORT = "p2pdrl.py --eval-domains 100 --evaluations 1 --eps-te 0.0 0.2 0.4 0.5 0.6 0.8 1.0"
 SETTINGS = {  # a task is an environment and one of these, as in "HalfCheetah-v4 on its feet"
     "": LONG, "on its back": LONG, "on its feet": f"{LONG} --initial-std 0.37",
-    "with wide domains": f"{LONG} --eps-tr 0.8 --init joints",
+    "at eps_tr .8 (joints)": f"{LONG} --eps-tr 0.8 --init joints",
     "at eps_tr .6": f"{SHORT} --eps-tr 0.6", "at eps_tr 1": f"{SHORT} --eps-tr 1.0",
     "with a million steps of each agent": f"{SHORT} --initial-std 0.37",
     "on DDPG": "dpd.py --evaluations 10 --eps-te 0.0", "on SAC": "piekd_cikd.py --total-steps 100000",
