@@ -35,7 +35,7 @@ SETTINGS = {  # a task is an environment and one of these, as in "HalfCheetah-v4
     "": LONG, "on its back": LONG, "on its feet": f"{LONG} --initial-std 0.37",
     "at eps_tr .8 (joints)": f"{LONG} --eps-tr 0.8 --init joints",
     "at eps_tr .6": f"{SHORT} --eps-tr 0.6", "at eps_tr 1": f"{SHORT} --eps-tr 1.0",
-    "with a million steps of each agent": f"{SHORT} --initial-std 0.37",
+    "cohorts": f"{SHORT} --initial-std 0.37",  # a million steps of each agent
     "on DDPG": "dpd.py --evaluations 10 --eps-te 0.0", "on SAC": "piekd_cikd.py --total-steps 100000",
     "on PPO": "dpd.py --base ppo --total-steps 4000000 --eps-te 0.0",
 }  # fmt: skip
@@ -49,7 +49,7 @@ ARMS = {
     "one learner": "--method vanilla", "PIEKD": "", "ensemble": "--method ensemble",
     "PPO with an entropy bonus": "--method ppo --entropy-coef 0.01",
     "four peers": "--agents 4 --steps-per-iteration 8192 --total-steps 4000000",
-    "one agent": ALONE, "one agent at P2PDRL's rate": f"{ALONE} --learning-rate 0.0001",
+    "two peers": "", "one agent": ALONE, "one agent at P2PDRL's rate": f"{ALONE} --learning-rate 0.0001",
 }  # fmt: skip
 
 
@@ -174,9 +174,9 @@ def fill(text: str, runs) -> str:
 
 def draw_levels(runs, name: str, arms: list[str], baseline: str, tasks: list[str]):
     """Left: return by eps_te relative to the baseline's mean, mean over tasks. Right of it: returns, task by task."""
-    figure, columns = Figure(figsize=(13, 4), layout="constrained"), [f"return_{eps:g}" for eps in LEVELS]
+    figure, columns = Figure(figsize=(13, 4.4), layout="constrained"), [f"return_{eps:g}" for eps in LEVELS]
     left, *others = figure.subplots(1, 1 + len(tasks), width_ratios=[2.2] + [1] * len(tasks))
-    left.set(title=f"mean over {len(tasks)} tasks, 95 % interval", ylabel=f"return, % of the mean of {baseline}",
+    left.set(title="mean over tasks, 95 % interval", ylabel=f"return, % of the mean of {baseline}",
              xlabel="eps_te, randomisation level of the held-out domains")
     for index, (arm, colour, style) in enumerate(zip(arms, COLOURS, STYLES)):
         pairs, look = pairs_of(f"{arm} - {baseline}: {'; '.join(tasks)}"), {"color": colour, "linestyle": style}
@@ -186,9 +186,8 @@ def draw_levels(runs, name: str, arms: list[str], baseline: str, tasks: list[str
         for axis, task in zip(others, tasks):
             means = [np.mean([*values(runs[run_of(task, arm)], column).values()]) for column in columns]
             axis.plot(LEVELS, means, marker=".", **look)
-            axis.set(title=task, xlabel="eps_te", ylabel="return" if axis is others[0] else "")
-    for axis in others:
-        axis.set_ylim(0)
+            axis.axhline(0, color="0.8")
+            axis.set(title=task.replace(" ", "\n", 1), xlabel="eps_te", ylabel="return" * (axis is others[0]))
     save_figure(figure, "", HERE / f"{name}.png")
 
 
@@ -208,6 +207,8 @@ def main():
     rivals = ["P2PDRL", "Distributed PPO", "self-KL", "Distral", "DnC"]
     draw_levels(runs, "p2pdrl", ["P2PDRL", "no distillation", "PPO", "PPO at P2PDRL's rate"], "PPO", TASKS)
     draw_levels(runs, "p2pdrl-competitors", rivals, "P2PDRL", TASKS[::2])
+    sizes = ["four peers", "two peers", "one agent", "one agent at P2PDRL's rate"]
+    draw_levels(runs, "p2pdrl-figure-9", sizes, "one agent", ["HalfCheetah-v4 cohorts"])
 
 
 if __name__ == "__main__":
