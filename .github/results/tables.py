@@ -5,7 +5,7 @@
 
 The second compares runs that have these options with runs that have others in their place (here none, the defaults),
 over every environment and setting of which there are both. In a page an HTML comment above a table says what the table
-shows, in names from SETTINGS, ARMS and QUANTITIES; this script fills in the table.
+shows, in tasks (see SETTINGS) and names from ARMS and QUANTITIES; this script fills in the table.
 
 An effect is the difference between runs of the same seed, as a percentage of the second arm's mean on that task,
 averaged over tasks. [ ] is its 95 % bootstrap interval; seeds are drawn anew within each task (Agarwal et al. 2021).
@@ -33,14 +33,13 @@ LONG = "p2pdrl.py --total-steps 4000000 --eval-domains 100 --evaluations 2"
 SHORT = "p2pdrl.py --eval-domains 100 --evaluations 1 --eps-te 0.0 0.2 0.4 0.5 0.6 0.8 1.0"
 SETTINGS = {  # a task is an environment and one of these, as in "HalfCheetah-v4 on its feet"
     "": LONG, "on its back": LONG, "on its feet": f"{LONG} --initial-std 0.37",
-    "at eps_tr .8 (joints)": f"{LONG} --eps-tr 0.8 --init joints",
+    "at eps_tr .8 (joints)": f"{LONG} --eps-tr 0.8 --init joints", "cohorts": f"{SHORT} --initial-std 0.37",
     "at eps_tr .6": f"{SHORT} --eps-tr 0.6", "at eps_tr 1": f"{SHORT} --eps-tr 1.0",
-    "cohorts": f"{SHORT} --initial-std 0.37",  # a million steps of each agent
     "on DDPG": "dpd.py --evaluations 10 --eps-te 0.0", "on SAC": "piekd_cikd.py --total-steps 100000",
     "on PPO": "dpd.py --base ppo --total-steps 4000000 --eps-te 0.0",
 }  # fmt: skip
 TASKS = ["Walker2d-v4", "Hopper-v4", "HalfCheetah-v4 on its feet"]
-ALONE = "--method ppo --agents 1 --steps-per-iteration 2048 --total-steps 1000000"
+ALONE = "--method ppo --agents 1 --steps-per-iteration 2048 --total-steps 1000000"  # as each peer of the cohorts
 ARMS = {
     "P2PDRL": "", "P2PDRL at PPO's rate": "--learning-rate 0.0003", "no distillation": "--alpha 0.0", "DnC": "--method dnc",
     "PPO": "--method ppo", "PPO at P2PDRL's rate": "--method ppo --learning-rate 0.0001", "Distral": "--method distral",
@@ -178,6 +177,9 @@ def draw_levels(runs, name: str, arms: list[str], baseline: str, tasks: list[str
     left, *others = figure.subplots(1, 1 + len(tasks), width_ratios=[2.2] + [1] * len(tasks))
     left.set(title="mean over tasks, 95 % interval", ylabel=f"return, % of the mean of {baseline}",
              xlabel="eps_te, randomisation level of the held-out domains")
+    for axis, task in zip(others, tasks):
+        axis.axhline(0, color="0.8")
+        axis.set(title=task.replace(" ", "\n", 1), xlabel="eps_te", ylabel="return" * (axis is others[0]))
     for index, (arm, colour, style) in enumerate(zip(arms, COLOURS, STYLES)):
         pairs, look = pairs_of(f"{arm} - {baseline}: {'; '.join(tasks)}"), {"color": colour, "linestyle": style}
         mean, low, high = 100 + np.array([interval(effects(runs, pairs, column)) for column in columns]).T
@@ -186,8 +188,6 @@ def draw_levels(runs, name: str, arms: list[str], baseline: str, tasks: list[str
         for axis, task in zip(others, tasks):
             means = [np.mean([*values(runs[run_of(task, arm)], column).values()]) for column in columns]
             axis.plot(LEVELS, means, marker=".", **look)
-            axis.axhline(0, color="0.8")
-            axis.set(title=task.replace(" ", "\n", 1), xlabel="eps_te", ylabel="return" * (axis is others[0]))
     save_figure(figure, "", HERE / f"{name}.png")
 
 
