@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from baselines import COLOURS, STYLES, bootstrap, save_figure  # noqa: E402
 
-LEVELS = (0, 0.2, 0.4, 0.6, 0.8, 1)
+LEVELS, EPS = (0, 0.2, 0.4, 0.6, 0.8, 1), "eps_te, randomisation level of the held-out domains"
 QUANTITIES = {  # of a run: the mean of these columns of its last row
     "training": ["training_return"], "near": ["return_0", "return_0.2"], "far": ["return_0.6", "return_0.8", "return_1"],
     "test": ["return_0"], "best episode": ["best_episode"], "best agent": ["best_agent"], "worst agent": ["worst_agent"],
@@ -53,11 +53,12 @@ ARMS = {
 
 
 def load(path: Path) -> dict[frozenset, dict[int, dict]]:
-    """By the options of a run, in any order, and by seed: its last row."""
+    """By the options of a run, in any order, and by seed: its last row, and each return of training with its step."""
     runs = {}
     for row in csv.DictReader(open(path, newline="")):
         options, seed = row["command"].removeprefix("python ").split(" --seed ")
-        runs.setdefault(frozenset(options.split(" --")), {})[int(seed)] = row
+        run = runs.setdefault(frozenset(options.split(" --")), {}).setdefault(int(seed), {})
+        run |= row | {f"training_return at {row['step']}": row["training_return"]}
     return runs
 
 
@@ -103,8 +104,6 @@ def verdict(kind: str, tasks: dict[str, np.ndarray]) -> str:
 
 def effect_cell(tasks: dict[str, np.ndarray]) -> str:
     """Bold where the interval lies on one side of 0."""
-    if not tasks:
-        return ""
     mean, low, high = interval(tasks)
     bold = "**" if low > 0 or high < 0 else ""
     return f"{bold}{round(mean):+d} %{bold} [{round(low):+d}, {round(high):+d}]"
@@ -113,7 +112,7 @@ def effect_cell(tasks: dict[str, np.ndarray]) -> str:
 def basis(tasks: dict[str, np.ndarray]) -> str:
     """How many tasks, or which, and how many seeds of each."""
     seeds = "-".join(sorted({str(len(task)) for task in tasks.values()}))
-    return f"{', '.join(tasks) if len(tasks) < 3 else f'{len(tasks)} tasks'}, {seeds} seeds" if tasks else ""
+    return f"{', '.join(tasks) if len(tasks) < 3 else f'{len(tasks)} tasks'}, {seeds} seeds"
 
 
 def pairs_of(spec: str) -> dict[str, tuple[frozenset, frozenset]]:
@@ -132,13 +131,11 @@ def effects_table(runs, columns: list[str], lines: list[str]):
 
 
 def returns_table(runs, columns: list[str], lines: list[str]):
-    """columns: arms. lines: `task: quantity; quantity`. Means over the seeds that all arms have."""
+    """columns: arms. lines: `task: quantity; quantity`. Means over seeds."""
     yield ["", *columns]
     for where, quantities in (line.split(": ") for line in lines):
         for quantity in quantities.split("; "):
-            by_arm = [values(runs.get(run_of(where, arm), {}), quantity) for arm in columns]
-            seeds = [seed for seed in range(99) if all(seed in each for each in by_arm if each)]
-            found = [[each[seed] for seed in seeds if seed in each] for each in by_arm]
+            found = [[*values(runs.get(run_of(where, arm), {}), quantity).values()] for arm in columns]
             cells = ("{:.0f} [{:.0f}, {:.0f}]".format(np.mean(x), *bootstrap(x)) if len(x) >= 3 else "" for x in found)
             yield [f"{where}, {quantity}", *cells]
 
@@ -171,23 +168,26 @@ def fill(text: str, runs) -> str:
     return re.sub(r"(<!-- (\w+): ?(.*)\n((?:.+\n)*?)-->\n)(?:\|.*\n)*", table, text)
 
 
-def draw_levels(runs, name: str, arms: list[str], baseline: str, tasks: list[str]):
-    """Left: return by eps_te relative to the baseline's mean, mean over tasks. Right of it: returns, task by task."""
-    figure, columns = Figure(figsize=(13, 4.4), layout="constrained"), [f"return_{eps:g}" for eps in LEVELS]
+def draw(runs, name: str, arms: list[str], baseline: str, tasks: list[str], quantity="return_", places=LEVELS, over=EPS):
+    """Left: return by eps_te relative to the baseline's mean, mean over tasks. Right of it: returns, task by task.
+
+    quantity, places, over: for another axis than eps_te, what comes before each place in a column's name, and its label.
+    """
+    figure, columns = Figure(figsize=(13, 4.4), layout="constrained"), [f"{quantity}{place}" for place in places]
     left, *others = figure.subplots(1, 1 + len(tasks), width_ratios=[2.2] + [1] * len(tasks))
-    left.set(title="mean over tasks, 95 % interval", ylabel=f"return, % of the mean of {baseline}",
-             xlabel="eps_te, randomisation level of the held-out domains")
-    for axis, task in zip(others, tasks):
-        axis.axhline(0, color="0.8")
-        axis.set(title=task.replace(" ", "\n", 1), xlabel="eps_te", ylabel="return" * (axis is others[0]))
+    left.set(title="mean over tasks, 95 % interval", ylabel=f"return, % of the mean of {baseline}", xlabel=over)
     for index, (arm, colour, style) in enumerate(zip(arms, COLOURS, STYLES)):
-        pairs, look = pairs_of(f"{arm} - {baseline}: {'; '.join(tasks)}"), {"color": colour, "linestyle": style}
+        pairs = pairs_of(f"{arm} - {baseline}: {'; '.join(tasks)}")
         mean, low, high = 100 + np.array([interval(effects(runs, pairs, column)) for column in columns]).T
-        places = np.array(LEVELS) + 0.012 * (index - (len(arms) - 1) / 2)  # so that intervals stand side by side
-        left.errorbar(places, mean, (mean - low, high - mean), capsize=3, marker="o", markersize=4, label=arm, **look)
-        for axis, task in zip(others, tasks):
+        aside = 0.012 * (index - (len(arms) - 1) / 2)  # so that intervals stand side by side
+        x, look = np.array(places) + aside * max(places), {"color": colour, "linestyle": style, "label": arm}
+        left.errorbar(x, mean, (mean - low, high - mean), capsize=3, marker="o", markersize=4, **look)
+    for axis, task in zip(others, tasks):
+        for arm, colour, style in zip(arms, COLOURS, STYLES):
             means = [np.mean([*values(runs[run_of(task, arm)], column).values()]) for column in columns]
-            axis.plot(LEVELS, means, marker=".", **look)
+            axis.plot(places, means, marker=".", color=colour, linestyle=style)
+        axis.axhline(0, color="0.8")
+        axis.set(title=task.replace(" ", "\n", 1), xlabel=over.split(",")[0], ylabel="return" * (axis is others[0]))
     save_figure(figure, "", HERE / f"{name}.png")
 
 
@@ -204,11 +204,12 @@ def main():
         return
     for page in (HERE.parents[1] / "README.md", *HERE.glob("*.md")):
         page.write_text(fill(page.read_text(), runs))
-    rivals = ["P2PDRL", "Distributed PPO", "self-KL", "Distral", "DnC"]
-    draw_levels(runs, "p2pdrl", ["P2PDRL", "no distillation", "PPO", "PPO at P2PDRL's rate"], "PPO", TASKS)
-    draw_levels(runs, "p2pdrl-competitors", rivals, "P2PDRL", TASKS[::2])
+    draw(runs, "p2pdrl", ["P2PDRL", "no distillation", "PPO", "PPO at P2PDRL's rate"], "PPO", TASKS)
+    draw(runs, "p2pdrl-competitors", ["P2PDRL", "Distributed PPO", "self-KL", "Distral", "DnC"], "P2PDRL", TASKS[::2])
     sizes = ["four peers", "two peers", "one agent", "one agent at P2PDRL's rate"]
-    draw_levels(runs, "p2pdrl-figure-9", sizes, "one agent", ["HalfCheetah-v4 cohorts"])
+    draw(runs, "p2pdrl-figure-9", sizes, "one agent", ["HalfCheetah-v4 cohorts"])
+    steps = range(100_000, 1_100_000, 100_000), "environment steps, all learners"
+    draw(runs, "dpd-figure-2", ["DPD", "one learner"], "one learner", ["HalfCheetah-v4 on DDPG"], "training_return at ", *steps)
 
 
 if __name__ == "__main__":
