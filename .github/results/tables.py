@@ -53,12 +53,12 @@ ARMS = {
 
 
 def load(path: Path) -> dict[frozenset, dict[int, dict]]:
-    """By the options of a run, in any order, and by seed: its last row, and each return of training with its step."""
+    """By the options of a run, in any order, and by seed: its last row, and "COLUMN at STEP" of all its rows."""
     runs = {}
     for row in csv.DictReader(open(path, newline="")):
         options, seed = row["command"].removeprefix("python ").split(" --seed ")
         run = runs.setdefault(frozenset(options.split(" --")), {}).setdefault(int(seed), {})
-        run |= row | {f"training_return at {row['step']}": row["training_return"]}
+        run |= row | {f"{column} at {row['step']}": value for column, value in row.items()}
     return runs
 
 
@@ -171,7 +171,7 @@ def fill(text: str, runs) -> str:
 def draw(runs, name: str, arms: list[str], baseline: str, tasks: list[str], quantity="return_", places=LEVELS, over=EPS):
     """Left: return by eps_te relative to the baseline's mean, mean over tasks. Right of it: returns, task by task.
 
-    quantity, places, over: for another axis than eps_te, what comes before each place in a column's name, and its label.
+    quantity, places, over: of another axis, what stands before each place in a column's name, and the axis' label.
     """
     figure, columns = Figure(figsize=(13, 4.4), layout="constrained"), [f"{quantity}{place}" for place in places]
     left, *others = figure.subplots(1, 1 + len(tasks), width_ratios=[2.2] + [1] * len(tasks))
