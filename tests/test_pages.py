@@ -103,12 +103,12 @@ def test_a_row_has_what_its_run_wrote(tmp_path, monkeypatch):
     assert (first["step"], first["training_return"], first["best_episode"]) == ("100", "98.0", "201.0")
 
 
-ROWS = [  # command, training_return: two arms on two tasks, and a task with two seeds
-    *(("--env A --method mine", seed, value) for seed, value in enumerate((12, 15, 18))),
+ROWS = [  # options in any order, seed, training_return: two arms on two tasks, and a task with two seeds
+    *(("--env A --alpha 1e-05 --method mine", seed, value) for seed, value in enumerate((12, 15, 18))),
     *(("--env A", seed, value) for seed, value in enumerate((10, 10, 10))),
-    *(("--env B --method mine", seed, value) for seed, value in enumerate((9, 9, 9))),
+    *(("--env B --method mine --alpha 1e-05", seed, value) for seed, value in enumerate((9, 9, 9))),
     *(("--env B", seed, value) for seed, value in enumerate((10, 5, 15))),
-    *(("--env C --method mine", seed, value) for seed, value in enumerate((1, 1))),
+    *(("--env C --method mine --alpha 1e-05", seed, value) for seed, value in enumerate((1, 1))),
     *(("--env C", seed, value) for seed, value in enumerate((9, 9))),
 ]
 
@@ -121,15 +121,15 @@ def test_effects_by_hand(tmp_path, monkeypatch, capsys):
         for options, seed, value in ROWS:
             writer.writerow({"command": f"python p2pdrl.py {options} --seed {seed}", "training_return": value})
     runs = tables["load"](tmp_path / "mine.csv")
-    arms = " --method mine", ""
-    pairs = {env: tuple(frozenset(f"p2pdrl.py --env {env}{arm}".split(" --")) for arm in arms) for env in "ABC"}
+    arms = "--method mine --alpha 0.00001", ""
+    pairs = {env: tuple(tables["options_of"](f"p2pdrl.py --env {env} {arm}") for arm in arms) for env in "ABC"}
     found = tables["effects"](runs, pairs, "training_return")
     assert {env: each.tolist() for env, each in found.items()} == {"A": [20, 50, 80], "B": [-10, 40, -60]}
     mean, low, high = tables["interval"](found)
     rng = np.random.default_rng(1)  # the slow way: draw seeds anew within each task, again and again
     means = [np.mean([np.mean(rng.choice(task, 3)) for task in found.values()]) for _ in range(20000)]
     assert mean == 20 and np.allclose((low, high), np.percentile(means, (2.5, 97.5)), atol=2)
-    monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path / "mine.csv"), "--method mine", ""])
+    monkeypatch.setattr(sys, "argv", ["tables.py", str(tmp_path / "mine.csv"), *arms])
     tables["main"]()
     effect = f"training       +20 % [{round(low):+d}, {round(high):+d}]"
     assert capsys.readouterr().out == f"{effect:39}env A, p2pdrl.py, env B, p2pdrl.py, 3 seeds\n"

@@ -10,8 +10,8 @@ commit          the version that was checked out when the row was made; no two d
 step            of the evaluation
 training_return mean of log.csv over agents and the last 5 % of the run's rows, up to this step
 entropy         of the policies, in nats, the same mean (P2PDRL and what it is compared with)
-best_episode    highest return of a training episode so far, of any agent (DPD)
-best_agent      the best agent's return at eps_te = 0, mean over the last three evaluations (cohorts and ensembles)
+best_episode    highest return of a training episode so far, of any agent (DPD; some older runs have it in the last row only)
+best_agent      the best agent's return at eps_te = 0, mean over the last three evaluations (cohorts and ensembles; so, too)
 worst_agent     the same of the worst agent
 return_X        at eps_te = X, mean over agents and held-out domains; error_X: its standard error over domains
 """
@@ -70,7 +70,7 @@ def main():
     known = {row["command"] for row in csv.DictReader(open(rows, newline=""))} if rows.exists() else set()
     with open(rows, "a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if not known:
+        if file.tell() == 0:
             writer.writeheader()
         for finished in sorted(path for folder in folders for path in folder.glob("*/figure.png")):
             run = SavedRun(finished.parent)  # a run writes its figure last

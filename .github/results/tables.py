@@ -4,8 +4,8 @@
     python .github/results/tables.py mine.csv "--method mine" ""    # prints one effect, from rows of your own
 
 The second compares runs that have these options with runs that have others in their place (here none, the defaults),
-over every environment and setting of which there are both. In a page an HTML comment above a table says what the table
-shows, in tasks (see SETTINGS) and names from ARMS and QUANTITIES; this script fills in the table.
+over every environment and setting of which there are both. In a page an HTML comment above a table or a figure says
+what it shows, in tasks (see SETTINGS) and names from ARMS and QUANTITIES; this script makes the table or the figure.
 
 An effect is the difference between runs of the same seed, as a percentage of the second arm's mean on that task,
 averaged over tasks. [ ] is its 95 % bootstrap interval; seeds are drawn anew within each task (Agarwal et al. 2021).
@@ -24,40 +24,43 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 from baselines import COLOURS, STYLES, bootstrap, save_figure  # noqa: E402
 
-LEVELS, EPS = (0, 0.2, 0.4, 0.6, 0.8, 1), "eps_te, randomisation level of the held-out domains"
 QUANTITIES = {  # of a run: the mean of these columns of its last row
     "training": ["training_return"], "near": ["return_0", "return_0.2"], "far": ["return_0.6", "return_0.8", "return_1"],
     "test": ["return_0"], "best episode": ["best_episode"], "best agent": ["best_agent"], "worst agent": ["worst_agent"],
 }  # fmt: skip
-LONG = "p2pdrl.py --total-steps 4000000 --eval-domains 100 --evaluations 2"
-SHORT = "p2pdrl.py --eval-domains 100 --evaluations 1 --eps-te 0.0 0.2 0.4 0.5 0.6 0.8 1.0"
+LONG = "p2pdrl.py --total-steps 4e6 --eval-domains 100 --evaluations 2"
+SHORT = "p2pdrl.py --eval-domains 100 --evaluations 1 --eps-te 0 0.2 0.4 0.5 0.6 0.8 1"
 SETTINGS = {  # a task is an environment and one of these, as in "HalfCheetah-v4 on its feet"
-    "": LONG, "on its back": LONG, "on its feet": f"{LONG} --initial-std 0.37",
-    "at eps_tr .8 (joints)": f"{LONG} --eps-tr 0.8 --init joints", "cohorts": f"{SHORT} --initial-std 0.37",
-    "at eps_tr .6": f"{SHORT} --eps-tr 0.6", "at eps_tr 1": f"{SHORT} --eps-tr 1.0",
-    "on DDPG": "dpd.py --evaluations 10 --eps-te 0.0", "on SAC": "piekd_cikd.py --total-steps 100000",
-    "on PPO": "dpd.py --base ppo --total-steps 4000000 --eps-te 0.0",
+    "": LONG, "on its back": LONG, "on its feet": f"{LONG} --initial-std 0.37", "cohorts": f"{SHORT} --initial-std 0.37",
+    "at eps_tr .6": f"{SHORT} --eps-tr 0.6", "at eps_tr 1": f"{SHORT} --eps-tr 1",
+    "at eps_tr .8 (joints)": f"{LONG} --eps-tr 0.8 --init joints", "on SAC": "piekd_cikd.py --total-steps 1e5",
+    "on DDPG": "dpd.py --evaluations 10 --eps-te 0", "on PPO": "dpd.py --base ppo --total-steps 4e6 --eps-te 0",
 }  # fmt: skip
-TASKS = ["Walker2d-v4", "Hopper-v4", "HalfCheetah-v4 on its feet"]
-ALONE = "--method ppo --agents 1 --steps-per-iteration 2048 --total-steps 1000000"  # as each peer of the cohorts
+ALONE = "--method ppo --agents 1 --steps-per-iteration 2048 --total-steps 1e6"  # as each peer of the cohorts
 ARMS = {
-    "P2PDRL": "", "P2PDRL at PPO's rate": "--learning-rate 0.0003", "no distillation": "--alpha 0.0", "DnC": "--method dnc",
-    "PPO": "--method ppo", "PPO at P2PDRL's rate": "--method ppo --learning-rate 0.0001", "Distral": "--method distral",
-    "workshop's PPO": "--method ppo-union", "Distributed PPO": "--method distributed-ppo", "self-KL": "--method self-kl",
+    "P2PDRL": "", "P2PDRL at PPO's rate": "--learning-rate 3e-4", "no distillation": "--alpha 0", "DnC": "--method dnc",
+    "no distillation at PPO's rate": "--alpha 0 --learning-rate 3e-4", "PPO": "--method ppo", "self-KL": "--method self-kl",
+    "PPO at P2PDRL's rate": "--method ppo --learning-rate 1e-4", "PPO, entropy bonus": "--method ppo --entropy-coef 0.01",
+    "workshop's PPO": "--method ppo-union", "Distributed PPO": "--method distributed-ppo", "Distral": "--method distral",
     "DPD": "", "DPD, 320 distillation steps": "--distil-steps 320", "equal weights": "--weighting none",
     "one learner": "--method vanilla", "PIEKD": "", "ensemble": "--method ensemble",
-    "PPO with an entropy bonus": "--method ppo --entropy-coef 0.01",
-    "four peers": "--agents 4 --steps-per-iteration 8192 --total-steps 4000000",
-    "two peers": "", "one agent": ALONE, "one agent at P2PDRL's rate": f"{ALONE} --learning-rate 0.0001",
+    "four peers": "--agents 4 --steps-per-iteration 8192 --total-steps 4e6", "two peers": "", "one agent": ALONE,
+    "one agent at P2PDRL's rate": f"{ALONE} --learning-rate 1e-4",
 }  # fmt: skip
+
+
+def options_of(command: str) -> frozenset:
+    """In any order, and with numbers in one spelling."""
+    words = [f"{float(word):g}" if re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", word) else word for word in command.split()]
+    return frozenset(option.strip() for option in " ".join(words).split("--")) - {""}
 
 
 def load(path: Path) -> dict[frozenset, dict[int, dict]]:
-    """By the options of a run, in any order, and by seed: its last row, and "COLUMN at STEP" of all its rows."""
+    """By the options of a run and by seed: its last row, and "COLUMN at STEP" of all its rows."""
     runs = {}
     for row in csv.DictReader(open(path, newline="")):
         options, seed = row["command"].removeprefix("python ").split(" --seed ")
-        run = runs.setdefault(frozenset(options.split(" --")), {}).setdefault(int(seed), {})
+        run = runs.setdefault(options_of(options), {}).setdefault(int(seed), {})
         run |= row | {f"{column} at {row['step']}": value for column, value in row.items()}
     return runs
 
@@ -65,7 +68,7 @@ def load(path: Path) -> dict[frozenset, dict[int, dict]]:
 def run_of(where: str, arm: str) -> frozenset:
     """The options of its runs. where: a task."""
     env, _, setting = where.partition(" ")
-    return frozenset(f"{SETTINGS[setting]} --env {env} {ARMS[arm]}".strip().split(" --"))
+    return options_of(f"{SETTINGS[setting]} --env {env} {ARMS[arm]}")
 
 
 def values(rows: dict[int, dict], quantity: str) -> dict[int, float]:
@@ -111,7 +114,7 @@ def effect_cell(tasks: dict[str, np.ndarray]) -> str:
 
 def basis(tasks: dict[str, np.ndarray]) -> str:
     """How many tasks, or which, and how many seeds of each."""
-    seeds = "-".join(sorted({str(len(task)) for task in tasks.values()}))
+    seeds = " or ".join(map(str, sorted({len(task) for task in tasks.values()})))
     return f"{', '.join(tasks) if len(tasks) < 3 else f'{len(tasks)} tasks'}, {seeds} seeds"
 
 
@@ -168,48 +171,49 @@ def fill(text: str, runs) -> str:
     return re.sub(r"(<!-- (\w+): ?(.*)\n((?:.+\n)*?)-->\n)(?:\|.*\n)*", table, text)
 
 
-def draw(runs, name: str, arms: list[str], baseline: str, tasks: list[str], quantity="return_", places=LEVELS, over=EPS):
-    """Left: return by eps_te relative to the baseline's mean, mean over tasks. Right of it: returns, task by task.
+def draw(runs, name: str, arms: str, baseline: str, tasks: str, column: str, over: str):
+    """Left: return relative to the baseline's mean, mean over tasks. Right of it: returns, task by task.
 
-    quantity, places, over: of another axis, what stands before each place in a column's name, and the axis' label.
+    column: what stands before a place on the horizontal axis in a column's name; over: the label of this axis.
     """
-    figure, columns = Figure(figsize=(13, 4.4), layout="constrained"), [f"{quantity}{place}" for place in places]
+    arms, tasks, figure = arms.split("; "), tasks.split("; "), Figure(figsize=(13, 4.4), layout="constrained")
+    row = next(iter(runs[run_of(tasks[0], arms[0])].values()))
+    columns = [each for each in row if re.fullmatch(column + r"[\d.]+", each) and row[each]]
+    places = np.array([each.removeprefix(column) for each in columns], float)
     left, *others = figure.subplots(1, 1 + len(tasks), width_ratios=[2.2] + [1] * len(tasks))
-    left.set(title="mean over tasks, 95 % interval", ylabel=f"return, % of the mean of {baseline}", xlabel=over)
+    left.set(title="mean and 95 % interval", ylabel=f"return, % of the mean of {baseline}", xlabel=over)
     for index, (arm, colour, style) in enumerate(zip(arms, COLOURS, STYLES)):
-        pairs = pairs_of(f"{arm} - {baseline}: {'; '.join(tasks)}")
+        pairs, look = pairs_of(f"{arm} - {baseline}: {'; '.join(tasks)}"), {"color": colour, "linestyle": style}
         mean, low, high = 100 + np.array([interval(effects(runs, pairs, column)) for column in columns]).T
-        aside = 0.012 * (index - (len(arms) - 1) / 2)  # so that intervals stand side by side
-        x, look = np.array(places) + aside * max(places), {"color": colour, "linestyle": style, "label": arm}
-        left.errorbar(x, mean, (mean - low, high - mean), capsize=3, marker="o", markersize=4, **look)
-    for axis, task in zip(others, tasks):
-        for arm, colour, style in zip(arms, COLOURS, STYLES):
+        x = places + 0.012 * max(places) * (index - (len(arms) - 1) / 2)  # so that intervals stand side by side
+        left.errorbar(x, mean, (mean - low, high - mean), capsize=3, marker="o", markersize=4, label=arm, **look)
+        for axis, task in zip(others, tasks):
             means = [np.mean([*values(runs[run_of(task, arm)], column).values()]) for column in columns]
-            axis.plot(places, means, marker=".", color=colour, linestyle=style)
-        axis.axhline(0, color="0.8")
+            axis.plot(places, means, marker=".", **look)
+    for axis, task in zip(others, tasks):
+        axis.axhline(0, color="0.8", zorder=0)
         axis.set(title=task.replace(" ", "\n", 1), xlabel=over.split(",")[0], ylabel="return" * (axis is others[0]))
     save_figure(figure, "", HERE / f"{name}.png")
 
 
 def main():
+    if len(sys.argv) not in (1, 4):
+        sys.exit(__doc__)
     rows, *arms = sys.argv[1:] or [HERE / "results.csv"]
     runs = load(rows)
     if arms:
-        ours, theirs = (frozenset(f" {arm}".split(" --")[1:]) for arm in arms)
+        ours, theirs = map(options_of, arms)
         others = {each: each - ours | theirs for each in runs if ours <= each}
         pairs = {", ".join(sorted(each - ours)): (each, other) for each, other in others.items() if each != other}
-        for quantity in QUANTITIES:
-            if tasks := effects(runs, pairs, quantity):
-                print(f"{quantity:15}{effect_cell(tasks).replace('**', ''):24}{basis(tasks)}")
+        found = {name: tasks for name in QUANTITIES if (tasks := effects(runs, pairs, name))}
+        lines = [f"{name:15}{effect_cell(found[name]).replace('**', ''):24}{basis(found[name])}" for name in found]
+        print("\n".join(lines) or "there is no task of which both have three seeds")
         return
     for page in (HERE.parents[1] / "README.md", *HERE.glob("*.md")):
-        page.write_text(fill(page.read_text(), runs))
-    draw(runs, "p2pdrl", ["P2PDRL", "no distillation", "PPO", "PPO at P2PDRL's rate"], "PPO", TASKS)
-    draw(runs, "p2pdrl-competitors", ["P2PDRL", "Distributed PPO", "self-KL", "Distral", "DnC"], "P2PDRL", TASKS[::2])
-    sizes = ["four peers", "two peers", "one agent", "one agent at P2PDRL's rate"]
-    draw(runs, "p2pdrl-figure-9", sizes, "one agent", ["HalfCheetah-v4 cohorts"])
-    steps = range(100_000, 1_100_000, 100_000), "environment steps, all learners"
-    draw(runs, "dpd-figure-2", ["DPD", "one learner"], "one learner", ["HalfCheetah-v4 on DDPG"], "training_return at ", *steps)
+        text = fill(page.read_text(), runs)
+        page.write_text(text)
+        for figure in re.findall("<!-- figure: (.*) -->", text):
+            draw(runs, *figure.split(" | "))
 
 
 if __name__ == "__main__":
