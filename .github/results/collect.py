@@ -10,10 +10,12 @@ commit          the version that was checked out when the row was made; no two d
 step            of the evaluation
 training_return mean of log.csv over agents and the last 5 % of the run's rows, up to this step
 entropy         of the policies, in nats, the same mean (P2PDRL and what it is compared with)
-best_episode    highest return of a training episode so far, of any agent (DPD; some older runs have it in the last row only)
-best_agent      the best agent's return at eps_te = 0, mean over the last three evaluations (cohorts and ensembles; so, too)
+best_episode    highest return of a training episode so far, of any agent (DPD)
+best_agent      the best agent's return at eps_te = 0, mean over the last three evaluations (cohorts and ensembles)
 worst_agent     the same of the worst agent
 return_X        at eps_te = X, mean over agents and held-out domains; error_X: its standard error over domains
+
+Older runs have best_episode, best_agent and worst_agent in their last row only, or not at all.
 """
 
 import csv
