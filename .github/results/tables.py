@@ -171,15 +171,16 @@ def fill(text: str, runs) -> str:
     return re.sub(r"(<!-- (\w+): ?(.*)\n((?:.+\n)*?)-->\n)(?:\|.*\n)*", table, text)
 
 
-def draw(runs, name: str, arms: str, baseline: str, tasks: str, column: str, over: str):
+def draw(runs, name: str, arms: str, baseline: str, tasks: str, prefix: str, over: str):
     """Left: return relative to the baseline's mean, mean over tasks. Right of it: returns, task by task.
 
-    column: what stands before a place on the horizontal axis in a column's name; over: the label of this axis.
+    name: of the file; arms, tasks: separated by "; ". The horizontal axis has all columns that begin with `prefix` and go
+    on with a number; over: its label.
     """
     arms, tasks, figure = arms.split("; "), tasks.split("; "), Figure(figsize=(13, 4.4), layout="constrained")
     row = next(iter(runs[run_of(tasks[0], arms[0])].values()))
-    columns = [each for each in row if re.fullmatch(column + r"[\d.]+", each) and row[each]]
-    places = np.array([each.removeprefix(column) for each in columns], float)
+    columns = [each for each in row if re.fullmatch(prefix + r"[\d.]+", each) and row[each]]
+    places = np.array([each.removeprefix(prefix) for each in columns], float)
     left, *others = figure.subplots(1, 1 + len(tasks), width_ratios=[2.2] + [1] * len(tasks))
     left.set(title="mean and 95 % interval", ylabel=f"return, % of the mean of {baseline}", xlabel=over)
     for index, (arm, colour, style) in enumerate(zip(arms, COLOURS, STYLES)):
