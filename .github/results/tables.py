@@ -178,8 +178,9 @@ def draw(runs, name: str, arms: str, baseline: str, tasks: str, prefix: str, ove
     on with a number; over: its label.
     """
     arms, tasks, figure = arms.split("; "), tasks.split("; "), Figure(figsize=(13, 4.4), layout="constrained")
-    row = next(iter(runs[run_of(tasks[0], arms[0])].values()))
-    columns = [each for each in row if re.fullmatch(prefix + r"[\d.]+", each) and row[each]]
+    found = [runs[run_of(task, arms[0])] for task in tasks]
+    columns = [each for each in found[0][0] if re.fullmatch(prefix + r"[\d.]+", each)]
+    columns = [each for each in columns if all(values(rows, each) for rows in found)]  # that all tasks have
     places = np.array([each.removeprefix(prefix) for each in columns], float)
     left, *others = figure.subplots(1, 1 + len(tasks), width_ratios=[2.2] + [1] * len(tasks))
     left.set(title="mean and 95 % interval", ylabel=f"return, % of the mean of {baseline}", xlabel=over)
