@@ -32,20 +32,21 @@ LONG = "p2pdrl.py --total-steps 4e6 --eval-domains 100 --evaluations 2"
 SHORT = "p2pdrl.py --eval-domains 100 --evaluations 1 --eps-te 0 0.2 0.4 0.5 0.6 0.8 1"
 SETTINGS = {  # a task is an environment and one of these, as in "HalfCheetah-v4 on its feet"
     "": LONG, "on its back": LONG, "on its feet": f"{LONG} --initial-std 0.37", "cohorts": f"{SHORT} --initial-std 0.37",
-    "at eps_tr .6": f"{SHORT} --eps-tr 0.6", "at eps_tr 1": f"{SHORT} --eps-tr 1",
+    "at eps_tr .6": f"{SHORT} --eps-tr 0.6", "at eps_tr 1": f"{SHORT} --eps-tr 1", "at eps_tr .2": SHORT,
     "at eps_tr .8 (joints)": f"{LONG} --eps-tr 0.8 --init joints", "on SAC": "piekd_cikd.py --total-steps 1e5",
     "on DDPG": "dpd.py --evaluations 10 --eps-te 0", "on PPO": "dpd.py --base ppo --total-steps 4e6 --eps-te 0",
 }  # fmt: skip
 ALONE = "--method ppo --agents 1 --steps-per-iteration 2048 --total-steps 1e6"  # as each peer of the cohorts
 ARMS = {
     "P2PDRL": "", "P2PDRL at PPO's rate": "--learning-rate 3e-4", "no distillation": "--alpha 0", "DnC": "--method dnc",
-    "no distillation at PPO's rate": "--alpha 0 --learning-rate 3e-4", "PPO": "--method ppo", "self-KL": "--method self-kl",
-    "PPO at P2PDRL's rate": "--method ppo --learning-rate 1e-4", "PPO, entropy bonus": "--method ppo --entropy-coef 0.01",
+    "no distillation at PPO's rate": "--alpha 0 --learning-rate 3e-4", "PPO": "--method ppo",
+    "PPO at P2PDRL's rate": "--method ppo --learning-rate 1e-4", "PPO, bonus .01": "--method ppo --entropy-coef 0.01",
+    "PPO, bonus .001": "--method ppo --entropy-coef 0.001", "PPO, bonus .1": "--method ppo --entropy-coef 0.1",
     "workshop's PPO": "--method ppo-union", "Distributed PPO": "--method distributed-ppo", "Distral": "--method distral",
+    "four peers": "--agents 4 --steps-per-iteration 8192 --total-steps 4e6", "two peers": "", "one agent": ALONE,
+    "one agent at P2PDRL's rate": f"{ALONE} --learning-rate 1e-4", "self-KL": "--method self-kl",
     "DPD": "", "DPD, 320 distillation steps": "--distil-steps 320", "equal weights": "--weighting none",
     "one learner": "--method vanilla", "PIEKD": "", "ensemble": "--method ensemble",
-    "four peers": "--agents 4 --steps-per-iteration 8192 --total-steps 4e6", "two peers": "", "one agent": ALONE,
-    "one agent at P2PDRL's rate": f"{ALONE} --learning-rate 1e-4",
 }  # fmt: skip
 
 
@@ -109,28 +110,28 @@ def effect_cell(tasks: dict[str, np.ndarray]) -> str:
     """Bold where the interval lies on one side of 0."""
     mean, low, high = interval(tasks)
     bold = "**" if low > 0 or high < 0 else ""
-    return f"{bold}{round(mean):+d} %{bold} [{round(low):+d}, {round(high):+d}]"
+    return f"{bold}{mean:+.0f} %{bold} [{low:+.0f}, {high:+.0f}]"
 
 
 def basis(tasks: dict[str, np.ndarray]) -> str:
     """How many tasks, or which, and how many seeds of each."""
     seeds = " or ".join(map(str, sorted({len(task) for task in tasks.values()})))
-    return f"{', '.join(tasks) if len(tasks) < 3 else f'{len(tasks)} tasks'}, {seeds} seeds"
+    return f"{', '.join(tasks) if len(tasks) < 3 else f'{len(tasks)} tasks'}, {seeds} seeds" if tasks else ""
 
 
 def pairs_of(spec: str) -> dict[str, tuple[frozenset, frozenset]]:
-    """By task, the runs to compare. spec: `ours - theirs: task; task`."""
+    """By task, the runs to compare. spec: `ours - theirs (a remark, or none): task; task`."""
     arms, tasks = spec.split(": ")
-    return {where: tuple(run_of(where, arm) for arm in arms.split(" - ")) for where in tasks.split("; ")}
+    return {where: tuple(run_of(where, arm) for arm in arms.split(" (")[0].split(" - ")) for where in tasks.split("; ")}
 
 
 def effects_table(runs, columns: list[str], lines: list[str]):
-    """lines: `ours - theirs: task; task`. The verdict is on the last column: have ours more of it?"""
+    """lines: see pairs_of. The verdict is on the last column: have ours more of it?"""
     yield ["", *columns, "on", f"first ahead ({columns[-1]})?"]
     for line in lines:
         found = [effects(runs, pairs_of(line), column) for column in columns]
-        arms = line.split(": ")[0].replace(" - ", " minus ")
-        yield [arms, *map(effect_cell, found), basis(found[-1]), verdict("more", found[-1])]
+        cells = [effect_cell(tasks) if tasks else "" for tasks in found]
+        yield [line.split(": ")[0].replace(" - ", " minus "), *cells, basis(found[-1]), verdict("more", found[-1])]
 
 
 def returns_table(runs, columns: list[str], lines: list[str]):
@@ -174,13 +175,12 @@ def fill(text: str, runs) -> str:
 def draw(runs, name: str, arms: str, baseline: str, tasks: str, prefix: str, over: str):
     """Left: return relative to the baseline's mean, mean over tasks. Right of it: returns, task by task.
 
-    name: of the file; arms, tasks: separated by "; ". The horizontal axis has all columns that begin with `prefix` and go
-    on with a number; over: its label.
+    name: of the file; arms, tasks: separated by "; ". The horizontal axis has all columns of all tasks that begin with
+    `prefix` and go on with a number; over: its label.
     """
     arms, tasks, figure = arms.split("; "), tasks.split("; "), Figure(figsize=(13, 4.4), layout="constrained")
     found = [runs[run_of(task, arms[0])] for task in tasks]
-    columns = [each for each in found[0][0] if re.fullmatch(prefix + r"[\d.]+", each)]
-    columns = [each for each in columns if all(values(rows, each) for rows in found)]  # that all tasks have
+    columns = [c for c in found[0][0] if re.fullmatch(prefix + r"[\d.]+", c) and all(values(rows, c) for rows in found)]
     places = np.array([each.removeprefix(prefix) for each in columns], float)
     left, *others = figure.subplots(1, 1 + len(tasks), width_ratios=[2.2] + [1] * len(tasks))
     left.set(title="mean and 95 % interval", ylabel=f"return, % of the mean of {baseline}", xlabel=over)
