@@ -580,8 +580,8 @@ def figure_5(args):
         x, y = (np.linspace(1.25 * low - 0.25 * high, 1.25 * high - 0.25 * low, 13) for low, high in ends)
         policies = dict(enumerate(unfolded(origin + a * along + b * across, actors[-1]) for b in y for a in x))
         print(f"{method}: playing {len(policies)} policies at {len(levels)} levels, in {domains} domains each")
-        rows = evaluate(envs, policies, levels, domains)
-        planes[method] = x, y, corners, np.reshape([each["return"] for each in rows], (13, 13, -1, domains)).mean(3)
+        returns = [row["return"] for row in evaluate(envs, policies, levels, domains)]
+        planes[method] = x, y, corners, np.reshape(returns, (len(y), len(x), -1, domains)).mean(3)
     everywhere = np.array([returns for *_, returns in planes.values()])
     steps_of_colour = np.linspace(min(0, everywhere.min()), everywhere.max(), 11)
     for row, (method, (x, y, corners, returns)) in enumerate(planes.items()):
