@@ -773,7 +773,7 @@ def set_up_thread():
 
     torch.set_num_threads(1)
     _dynamo.config.trace_autograd_ops = True  # autograd.grad inside a full graph
-    _dynamo.config.recompile_limit = 64  # one graph for each number of peers
+    _dynamo.config.recompile_limit = _dynamo.config.accumulated_recompile_limit = 10**6  # a graph for each setting
     _inductor.config.compile_threads = 1  # no pool of processes for two small graphs
     _inductor.config.cpp_wrapper = not torch.cuda.is_available()  # a fifth less time for each call
 
@@ -1162,7 +1162,7 @@ def parse_args(Args: type, figures: dict):
             usual = (int(default not in (0, ())), HELD_OUT - 1) if single is int else (0, 1e30)
             options["type"] = number_between(single, *LIMITS.get(name, usual))
         if get_origin(kind) is tuple:
-            options["nargs"] = len(get_args(kind)) if ... not in get_args(kind) else "+" if default else "*"
+            options["nargs"] = len(get_args(kind)) if ... not in get_args(kind) else "*" if name == "seeds" else "+"
         group = groups.setdefault(heading, parser.add_argument_group(heading))  # one without options is not shown
         group.add_argument("--" + name.replace("_", "-"), **options)
     values = {k: dict.fromkeys(v) if k in ("eps_te", "seeds") else v for k, v in vars(parser.parse_args()).items()}
@@ -1301,7 +1301,7 @@ class Run:
             for name, state in saved["parts"].items():
                 parts[name].load_state_dict(state)
         except Exception as error:  # torch.load has no common class for what a damaged file raises
-            fail(f"{path} is damaged ({type(error).__name__}): start anew with --overwrite, or put a good copy there")
+            fail(f"{path} is damaged, or of other code ({type(error).__name__}): a good copy or --overwrite will help")
         for log in self.path.glob("*.csv"):  # rows that were written after it, the last one perhaps in part
             header, *rows = log.read_text().splitlines(keepends=True) or [""]
             kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= saved["step"]]

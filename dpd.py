@@ -185,7 +185,8 @@ def distillation_weights(better, alpha, weighting):
     """How much each state counts, from xi = V_peer - V_self there. (N,) -> (N,), sum 1 (or 0 if nothing counts).
 
     Ours, as in the released code: clipped, divided by their sum, detached. The sign is the paper's: the code's PPO
-    reverses it. If |xi| > log(100) / alpha in most states, with either sign, Eq. (11) is nearly Eq. (9).
+    reverses it. If |xi| > log(100) / alpha in most states and both signs occur, Eq. (11) is nearly Eq. (9). If one sign
+    prevails, all states count alike.
     """
     if weighting == "exp":                                                                        # Eq. (11), (12)
         weights = (alpha * better).exp().clamp(0.01, 100.0)
@@ -225,7 +226,8 @@ def distillation_losses(learner, peer, states, args):
 # One update
 # ---------------------------------------------------------------------------------------------------------
 
-# The distillation loss; share of the peer's states where the peer's value is higher; effective share of those states
+# The distillation loss; share of the peer's states where the peer's value is higher; effective share of all of them.
+# With one learner there is nothing to distil, and all are 0.
 METRICS = "distillation", "peer_better", "effective"
 
 
@@ -242,7 +244,7 @@ class DDPGLearner(DDPGAgent):
         return self.actor(obs)
 
     def better(self, peer, obs):
-        """xi(s) = V_peer(s) - V_self(s). (N, obs) -> (N,). Sec. 3.3: V(s) is Q(s, mu(s)), each learner's own."""
+        """xi(s) = V_peer(s) - V_self(s). (N, obs) -> (N,). Sec. 4.1: V(s) is Q(s, mu(s)), each learner's own."""
         return peer.critic(obs, peer.actor(obs)) - self.critic(obs, self.actor(obs))
 
 

@@ -211,14 +211,11 @@ def distillation_loss(pairs, both_ways=False):                                  
 
 
 def central_loss(central, actors, all_obs):
-    """Distral, DnC: mean over agents of KL(agent || central) on the agent's states. Agents get no gradient.
-
-    Scalar; and no metrics, since nobody reads any.
-    """
+    """Distral, DnC: mean over agents of KL(agent || central) on their states, a scalar. Agents get no gradient."""
     divergences = []
     for actor, obs in zip(actors, all_obs):  # Ours: P2PDRL's paper does not say which way the KL goes
         divergences.append(gaussian_kl(tuple(each.detach() for each in actor(obs)), central(obs)).mean())
-    return sum(divergences) / len(divergences), torch.zeros(0)
+    return sum(divergences) / len(divergences)
 
 
 def value_loss(values, targets):                                                                        # line 15
@@ -664,7 +661,7 @@ def figure_map(args):
         jobs = [(policy, Domain(wind=wind, mass=mass), 0) for mass in masses for wind in winds for policy in policies]
         maps.append(np.reshape(episode_returns(envs, jobs), (len(masses), len(winds), -1)).mean(2))
     for axis, (method, runs), values in zip(axes, found.items(), maps):
-        picture = axis.pcolormesh(winds, masses, values, vmin=0, vmax=np.max(maps), shading="nearest")
+        picture = axis.pcolormesh(winds, masses, values, vmin=min(0, np.min(maps)), vmax=np.max(maps))
         corner, size = (-wind * args.eps_tr, 1 - mass * args.eps_tr), (2 * wind * args.eps_tr, 2 * mass * args.eps_tr)
         axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor="white", linestyle="--"))
         axis.set(title=f"{method}, {len(runs)} seeds", xlabel="wind, N", ylabel="mass, factor of nominal")

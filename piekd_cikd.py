@@ -102,7 +102,7 @@ class Args(RunArgs):
     warm_up: int = 10_000  # steps with random actions at the beginning
 
     # evaluation
-    eps_te: tuple[float, ...] = (0.0,)  # randomisation levels of the test domains
+    eps_te: tuple[float, ...] = (0.0,)  # randomisation levels of the test domains (if one: of --watch and --gif, too)
     eval_domains: int = 20  # held-out domains for each level, one episode in each
     evaluate_every: int = 10_000  # environment steps between evaluations
 
@@ -337,8 +337,9 @@ def train(args):
     has_phases = method.distils or args.share == "extra"
     if not method.one_agent and args.ensemble_size < 2:
         fail(f"--method {args.method} needs --ensemble-size 2 or more; one agent is --method vanilla")
-    if has_phases and args.interval > args.total_steps - args.warm_up:
-        fail(f"--total-steps {args.total_steps} leaves no --interval {args.interval} after --warm-up {args.warm_up}")
+    steps = args.total_steps // ROW * ROW  # those that are made
+    if has_phases and args.interval > steps - args.warm_up:
+        fail(f"{steps} steps leave no --interval {args.interval} after --warm-up {args.warm_up}")
     if has_phases and args.batch_size > min(args.buffer_size, args.total_steps):
         fail(f"--batch-size {args.batch_size} is more than the buffer ever holds: no phase could begin")
     run = Run(args, "piekd_cikd")

@@ -172,16 +172,15 @@ class RandomisedEnv(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return obs, info | {"domain": self.domain}
 
     def step(self, action):
-        env = self._inner
-        due = env.data.time + self._tick
+        due = self._inner.data.time + self._tick
         obs, reward, terminated, truncated, info = self.env.step(action)
-        if env.data.time < due:  # MuJoCo has reset it, and with it all forces
+        if self._inner.data.time < due:  # MuJoCo has reset it, and with it all forces
             warnings.warn("the simulation became unstable and began anew: try a shorter time step", stacklevel=2)
             self._blow()
         if not math.isfinite(reward + obs.dot(obs)):
-            raise FloatingPointError(f"environment's reward, {reward}, or observation not finite: {env}, {self.domain}")
+            raise FloatingPointError(f"environment's reward {reward} or observation not finite: {self}, {self.domain}")
         info["domain"] = self.domain
-        return obs, reward, terminated, truncated, info
+        return obs, reward, bool(terminated), bool(truncated), info  # masks are made of them
 
     def _blow(self):
         """Apply the wind, a force that stays until a reset."""
@@ -281,7 +280,8 @@ def make_env(env_id: str, eps: float = 0.0, init: str = "root", domain=None, ran
                 raise ValueError(f"actions and observations must be vectors, but one is of {space}")
         for i in np.flatnonzero(env.action_space.low == env.action_space.high):
             raise ValueError(f"actuator {env.model.actuator(i).name or i} cannot move: give it a ctrlrange in its file")
-        env.reset(options={"domain": Domain()})  # what does not go with its file fails now
+        if env.reset(options={"domain": Domain()})[0].shape != env.observation_space.shape:  # which may fail, too
+            raise ValueError("it observes more or less than its observation space says: a v5 may go with this file")
         return env
     except Exception as error:  # of whatever type: Gymnasium, MuJoCo and the environment each raise their own
         raise ValueError(f"cannot make {env_id}: {' '.join(str(error).split())}") from error

@@ -632,7 +632,7 @@ def test_make_env_keeps_the_time_limit_and_passes_arguments_on(monkeypatch):
     ("Walker2d-v5", {"xml_file": "/nowhere.xml"}, "nowhere.xml"), ("Walker2d-v5", {"xml_file": "./broken.xml"}, "XML"),
     ("Reacher-v5", {"xml_file": "hopper.xml"}, "fingertip"), ("Hopper-v5", {"init": "hands"}, "init"),
     ("Walker2d-v4", {"xml_file": "hopper.xml"}, "Walker2d-v4: .*unexpected keyword argument 'xml_file'"),
-    ("Walker2d-v5", {"eps": 1.5}, "eps"),
+    ("Walker2d-v5", {"eps": 1.5}, "eps"), ("Ant-v4", {"xml_file": "half_cheetah.xml"}, "observes more"),
 ])  # fmt: skip
 def test_make_env_says_in_one_line_what_is_wrong(tmp_path, env_id, arguments, message):
     """Whoever raised it: Gymnasium, MuJoCo or the environment."""
@@ -652,7 +652,7 @@ def test_an_actuator_that_cannot_move_is_named(tmp_path):
 
 
 class Unseen(HopperEnv):
-    """Without _get_obs."""
+    """Without _get_obs, and whether it has ended is a number."""
 
     _get_obs = property(lambda self: self._absent)  # an AttributeError
 
@@ -662,13 +662,14 @@ class Unseen(HopperEnv):
 
     def step(self, action):
         self.do_simulation(action, self.frame_skip)
-        return np.ones(11), 1.0, False, False, {}
+        return np.ones(11), 1.0, 0, 0, {}
 
 
 def test_an_environment_that_observes_in_another_way_works():
-    """It need not have _get_obs."""
+    """It need not have _get_obs; ends become bool, so that masks can be made of them."""
     env = RandomisedEnv(Unseen())
     assert env.reset(options={"domain": Domain(mass=2)})[0].sum() == 0 and env.step(idle(env))[0].sum() == 11
+    assert env.step(idle(env))[2] is env.step(idle(env))[3] is False
 
 
 @pytest.mark.parametrize("space", [
