@@ -605,11 +605,11 @@ def figure_8a(args):
     for method, marker in (("ppo", "x"), ("ppo-union", "+"), ("p2pdrl", "o")):
         runs = [run for label, runs in found.items() if label.startswith(f"{method},") for run in runs]
         points = [(run.training_curve("entropy")[1][-1], test_return(envs, run, args)) for run in runs]
-        axis.scatter(*np.reshape(points, (-1, 2)).T, marker=marker, label=f"{method}, --entropy-coef at each point")
+        axis.scatter(*np.reshape(points, (-1, 2)).T, marker=marker, label=method if runs else None)
         for run, point in zip(runs, points):
             axis.annotate(f"{run.settings['entropy_coef']:g}", point, xytext=(4, 4), textcoords="offset points", size=7)
-    axis.set(xlabel="entropy of the policy, last 20 iterations, nats", ylabel=f"test return, eps_te = {EPS_TEST:g}")
-    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; deterministic policy, held-out domains, a point for each run"
+    axis.set(xscale="symlog", xlabel="entropy, last 20 iterations, nats", ylabel=f"test return, eps_te = {EPS_TEST:g}")
+    return figure, f"{args.env}, eps_tr = {args.eps_tr:g}; at each run, its --entropy-coef"
 
 
 def figure_8bc(args):
