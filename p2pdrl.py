@@ -74,9 +74,10 @@ METHODS = {  # "ppo" is the baseline in our results; most figures also show "ppo
     "p2pdrl": Method(1e-4, "K", teachers="peers, in the agent's states"),
     "ppo": Method(3e-4, "one", one_domain=True),  # Sec. 4.2: "first randomly samples a domain"
     "ppo-union": Method(3e-4, "one"),  # the workshop version's PPO: the union of K domains
-    # Ours: the norm of the averaged gradient is limited, not each worker's.
+    # Heess et al. 2017. Ours: the norm of the averaged gradient is limited, not each worker's.
     "distributed-ppo": Method(3e-4, "one", normalised_by_worker=True),
     "self-kl": Method(1e-4, "one", one_domain=True, teachers="itself, before the iteration"),
+    # Teh et al. 2017 (Distral), and Ghosh et al. 2018 (DnC, divide and conquer).
     "distral": Method(1e-4, "K", teachers="central policy", central_learns="after each minibatch"),
     "dnc": Method(1e-4, "K", teachers="peers, in their states", both_ways=True, central_learns="after each iteration"),
 }
