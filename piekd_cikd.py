@@ -340,7 +340,7 @@ def train(args):
     steps = args.total_steps // ROW * ROW  # those that are made
     if has_phases and args.interval > steps - args.warm_up:
         fail(f"{steps} steps leave no --interval {args.interval} after --warm-up {args.warm_up}")
-    if has_phases and args.batch_size > min(args.buffer_size, args.total_steps):
+    if has_phases and args.batch_size > min(args.buffer_size, steps):
         fail(f"--batch-size {args.batch_size} is more than the buffer ever holds: no phase could begin")
     run = Run(args, "piekd_cikd")
     args, stream = run.args, Stream(run.envs[0], run.args, 0)

@@ -280,7 +280,7 @@ def make_env(env_id: str, eps: float = 0.0, init: str = "root", domain=None, ran
                 raise ValueError(f"actions and observations must be vectors, but one is of {space}")
         for i in np.flatnonzero(env.action_space.low == env.action_space.high):
             raise ValueError(f"actuator {env.model.actuator(i).name or i} cannot move: give it a ctrlrange in its file")
-        if env.reset(options={"domain": Domain()})[0].shape != env.observation_space.shape:  # which may fail, too
+        if env.reset(options={"domain": Domain()})[0].shape != env.observation_space.shape:  # or fails itself
             raise ValueError("it observes more or less than its observation space says: a v5 may go with this file")
         return env
     except Exception as error:  # of whatever type: Gymnasium, MuJoCo and the environment each raise their own

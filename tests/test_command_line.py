@@ -464,6 +464,7 @@ BAD = [
     ("piekd_cikd.py --ensemble-size 1", "needs --ensemble-size 2"), ("piekd_cikd.py --interval 0", "--interval"),
     ("piekd_cikd.py --figure piekd-9", "piekd-9"), ("piekd_cikd.py --figure cikd-5", "no finished runs"),
     ("piekd_cikd.py --interval 5500 --total-steps 15500", "15000 steps leave no --interval 5500 after --warm-up 10000"),
+    ("piekd_cikd.py --batch-size 11500 --interval 1000 --total-steps 11999", "--batch-size 11500"),
     ("piekd_cikd.py --batch-size 3000 --buffer-size 2000 --total-steps 20000", "--batch-size 3000"),
     ("randomised_envs.py --env Walker3d-v1", "Walker3d"), ("randomised_envs.py --env CartPole-v1", "not a MuJoCo"),
     ("randomised_envs.py --eps 2", "eps"), ("randomised_envs.py --eps much", "eps"),
